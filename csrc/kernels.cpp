@@ -1,0 +1,359 @@
+// The kernels of one instruction set. CMake compiles this file once per set, with LF_ISA, LF_BYTES and LF_REGISTERS.
+#include "kernels.h"
+
+#include "adam.h"
+#include "field.h"
+#include "parallel.h"
+
+namespace lf {
+namespace LF_ISA {
+namespace {
+
+constexpr int kBlock = 192;  // samples of a task in the unfused ops; divides into whole tiles
+
+// [n, width] sample-major <-> rows of a tile.
+template <class T>
+void to_rows(const T* x, int64_t n, int width, T* rows, size_t stride) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int k = 0; k < width; ++k) rows[k * stride + i] = x[i * width + k];
+}
+template <class T>
+void from_rows(const T* rows, size_t stride, int64_t n, int width, T* x) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int k = 0; k < width; ++k) x[i * width + k] = rows[k * stride + i];
+}
+inline int tasks_for(int64_t n, int64_t per_task) { return int((n + per_task - 1) / per_task); }
+
+template <class T>
+void hash_encode(const Workers& workers, const HashSpec& spec, const T* table, const T* x, int64_t n, T* out) {
+  const int F = spec.levels * spec.features;
+  workers.each(tasks_for(n, 1024), [&](int task, int worker) {
+    const size_t stride = row_stride<T>(kEncodeTile + 16);
+    T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (3 + F)));
+    for (int64_t s = int64_t(task) * 1024, end = min(n, s + 1024); s < end; s += kEncodeTile) {
+      const int c = int(min(int64_t(kEncodeTile), end - s));
+      to_rows(x + 3 * s, c, 3, rows, stride);
+      encode_rows(spec, table, rows, rows + stride, rows + 2 * stride, c, rows + 3 * stride, stride);
+      from_rows(rows + 3 * stride, stride, c, F, out + s * F);
+    }
+  });
+}
+
+template <class T>
+void hash_encode_backward(const Workers& workers, const HashSpec& spec, const T* table, const T* x, int64_t n, const T* d_out,
+                          T* d_table, T* d_x) {
+  const int F = spec.levels * spec.features, f = spec.features;
+  if (d_table)
+    workers.each(spec.levels, [&](int level, int worker) {
+      const size_t stride = row_stride<T>(kEncodeTile);
+      T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (3 + F)));
+      for (int64_t s = 0; s < n; s += kEncodeTile) {
+        const int c = int(min(int64_t(kEncodeTile), n - s));
+        to_rows(x + 3 * s, c, 3, rows, stride);
+        T* d_rows = rows + (3 + size_t(level) * f) * stride;
+        for (int i = 0; i < c; ++i)
+          for (int k = 0; k < f; ++k) d_rows[k * stride + i] = d_out[(s + i) * F + level * f + k];
+        scatter_level(spec, level, rows, rows + stride, rows + 2 * stride, c, rows + 3 * stride, stride, T(1), d_table,
+                      static_cast<uint8_t*>(nullptr));
+      }
+    });
+  if (d_x)
+    workers.each(tasks_for(n, 1024), [&](int task, int worker) {
+      const size_t stride = row_stride<T>(kEncodeTile);
+      T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (6 + F)));
+      for (int64_t s = int64_t(task) * 1024, end = min(n, s + 1024); s < end; s += kEncodeTile) {
+        const int c = int(min(int64_t(kEncodeTile), end - s));
+        T* d = rows + 3 * stride;
+        to_rows(x + 3 * s, c, 3, rows, stride);
+        to_rows(d_out + s * F, c, F, rows + 6 * stride, stride);
+        position_gradient(spec, table, rows, rows + stride, rows + 2 * stride, c, rows + 6 * stride, stride, d, d + stride,
+                          d + 2 * stride);
+        from_rows(d, stride, c, 3, d_x + 3 * s);
+      }
+    });
+}
+
+template <class T>
+Shape shape_of(int layers, const int* widths) {
+  Shape shape;
+  shape.layers = layers;
+  for (int i = 0; i <= layers; ++i) shape.width[i] = widths[i];
+  return shape;
+}
+
+template <class T>
+T* packed_weights(const Workers& workers, const Shape& shape, size_t extra) {
+  // Worker 0's scratch would be reused by the tasks, so packed weights live in the slot after the last worker's.
+  return static_cast<T*>(workers.scratch(workers.pool, workers.count, sizeof(T) * (Network<T>::packed_size(shape) + extra)));
+}
+
+template <class T>
+void mlp(const Workers& workers, int layers, const int* widths, const T* const* weights, const T* x, int64_t n, T* out) {
+  const Shape shape = shape_of<T>(layers, widths);
+  Network<T> network;
+  network.build(shape, weights, packed_weights<T>(workers, shape, 0));
+  int rows_total = 0;
+  for (int l = 0; l <= layers; ++l) rows_total += widths[l];
+  const size_t stride = row_stride<T>(kBlock);
+  workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
+    T* at = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * rows_total));
+    T* rows[kMaxLayers + 1];
+    for (int l = 0; l <= layers; ++l) rows[l] = at, at += stride * widths[l];
+    const int64_t s = int64_t(task) * kBlock;
+    const int c = int(min(int64_t(kBlock), n - s));
+    to_rows(x + s * widths[0], c, widths[0], rows[0], stride);
+    network.run(rows, stride, c);
+    from_rows(rows[layers], stride, c, widths[layers], out + s * widths[layers]);
+  });
+}
+
+template <class T>
+void mlp_backward(const Workers& workers, int layers, const int* widths, const T* const* weights, const T* x, int64_t n,
+                  const T* d_out, T* const* d_weights, T* d_x) {
+  const Shape shape = shape_of<T>(layers, widths);
+  const size_t gradient_size = Network<T>::gradient_size(shape);
+  // Each task owns a slice of the samples and a gradient; gradients are added up in task order, so that the result
+  // does not depend on which thread took which task.
+  const int blocks = tasks_for(n, kBlock), tasks = min(blocks, 64);
+  T* packed = packed_weights<T>(workers, shape, gradient_size * size_t(tasks));
+  T* gradients = packed + Network<T>::packed_size(shape);
+  Network<T> network;
+  network.build(shape, weights, packed);
+  int rows_total = widths[0] + 2 * widths[layers];
+  for (int l = 0; l <= layers; ++l) rows_total += widths[l];
+  const size_t stride = row_stride<T>(kBlock);
+  workers.each(tasks, [&](int task, int worker) {
+    T* gradient = gradients + gradient_size * size_t(task);
+    for (size_t i = 0; i < gradient_size; ++i) gradient[i] = T(0);
+    Arena arena{static_cast<char*>(workers.scratch(
+        workers.pool, worker, sizeof(T) * (stride * rows_total + Network<T>::backward_scratch(shape)) + 64 * (layers + 4)))};
+    T* rows[kMaxLayers + 1];
+    for (int l = 0; l <= layers; ++l) rows[l] = arena.take<T>(stride * widths[l]);
+    T* dy = arena.take<T>(stride * widths[layers]);
+    T* dx = arena.take<T>(stride * widths[0]);
+    T* scratch = arena.take<T>(Network<T>::backward_scratch(shape));
+    for (int b = int(int64_t(blocks) * task / tasks), last = int(int64_t(blocks) * (task + 1) / tasks); b < last; ++b) {
+      const int64_t s = int64_t(b) * kBlock;
+      const int c = int(min(int64_t(kBlock), n - s));
+      to_rows(x + s * widths[0], c, widths[0], rows[0], stride);
+      to_rows(d_out + s * widths[layers], c, widths[layers], dy, stride);
+      for (int k = 0; k < widths[layers]; ++k)
+        for (int i = c; i < (c + kLanes<T> - 1) / kLanes<T> * kLanes<T>; ++i) dy[k * stride + i] = T(0);
+      network.run(rows, stride, c);
+      network.run_backward(rows, stride, c, dy, stride, d_x ? dx : nullptr, stride, widths[0], gradient, scratch);
+      if (d_x) from_rows(dx, stride, c, widths[0], d_x + s * widths[0]);
+    }
+  });
+  for (int task = 0; task < tasks; ++task)
+    network.unpack_gradient(gradients + gradient_size * size_t(task), T(1), d_weights);
+}
+
+template <class T>
+void spherical_harmonics_all(const T* direction, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i)
+    spherical_harmonics(direction[3 * i], direction[3 * i + 1], direction[3 * i + 2], out + 16 * i);
+}
+
+template <class T>
+void composite(const Workers& workers, const T* sigma, const T* rgb, const T* t0, const T* t1, const int64_t* offset, int64_t rays,
+               T* weight, T* colour, T* opacity, T* depth) {
+  workers.each(tasks_for(rays, 128), [&](int task, int) {
+    for (int64_t r = int64_t(task) * 128, end = min(rays, r + 128); r < end; ++r)
+      composite_ray(sigma, rgb, t0, t1, offset[r], offset[r + 1], weight, colour + 3 * r, opacity + r, depth + r);
+  });
+}
+
+template <class T>
+void composite_backward(const Workers& workers, const T* sigma, const T* rgb, const T* t0, const T* t1, const int64_t* offset,
+                        int64_t rays, const T* weight, const T* opacity, const T* d_weight, const T* d_colour,
+                        const T* d_opacity, const T* d_depth, T* d_sigma, T* d_rgb) {
+  workers.each(tasks_for(rays, 128), [&](int task, int) {
+    for (int64_t r = int64_t(task) * 128, end = min(rays, r + 128); r < end; ++r)
+      composite_ray_backward(sigma, rgb, t0, t1, offset[r], offset[r + 1], weight, opacity[r], d_weight, d_colour + 3 * r,
+                             d_opacity[r], d_depth[r], d_sigma, d_rgb);
+  });
+}
+
+template <class T>
+void march(const Workers& workers, const GridShape& grid, const uint64_t* bits, const RayArgs<T>& rays, double step, double cone,
+           int most, T* t_out, T* dt_out, int32_t* count) {
+  const Stepping stepping{step, cone};
+  workers.each(tasks_for(rays.count, 64), [&](int task, int) {
+    for (int64_t r = int64_t(task) * 64, end = min(rays.count, r + 64); r < end; ++r) {
+      const T jitter = rays.seed ? T(random_unit(rays.seed, uint64_t(r))) : T(0.5);
+      const T *o = rays.origin + 3 * r, *d = rays.direction + 3 * r;
+      Walk<T> at = start_walk(grid, stepping, o, d, rays.near[r], rays.far[r], jitter);
+      count[r] = walk(grid, bits, stepping, o, d, at, most, t_out + r * most, dt_out + r * most);
+    }
+  });
+}
+
+template <class T>
+void adam(const Workers& workers, const AdamArgs& args, T* value, T* gradient, T* first, T* second, int64_t n, uint8_t* touched) {
+  const AdamStep<T> step(args);
+  if (!touched) {
+    constexpr int64_t kPart = 1 << 15;
+    workers.each(tasks_for(n, kPart), [&](int task, int) {
+      step.range(value, gradient, first, second, task * kPart, min(n, (task + 1) * kPart));
+    });
+    return;
+  }
+  constexpr int64_t kPart = 1 << 12;
+  const int64_t lines = (n + kLineValues - 1) / kLineValues;
+  workers.each(tasks_for(lines, kPart), [&](int task, int) {
+    step.lines(value, gradient, first, second, n, touched, task * kPart, min(lines, (task + 1) * kPart));
+  });
+}
+
+template <class T>
+void scatter_trail(const Workers& workers, const HashSpec& spec, const T* trail, size_t stride, const int32_t* trail_count,
+                   int tasks, T factor, T* d_table, uint8_t* touched) {
+  const size_t per_task = (3 + size_t(spec.levels) * spec.features) * stride;
+  workers.each(spec.levels, [&](int i, int) {
+    const int level = spec.levels - 1 - i;  // finest first: they take longest
+    for (int task = 0; task < tasks; ++task) {
+      const T* at = trail + per_task * size_t(task);
+      scatter_level(spec, level, at, at + stride, at + 2 * stride, trail_count[task], at + 3 * stride, stride, factor, d_table,
+                    touched);
+    }
+  });
+}
+
+template <class T>
+int64_t trace_gradient_size(const FieldArgs<T>& field) {
+  return int64_t(Network<T>::gradient_size(shape_of<T>(field.density_layers, field.density_width)) +
+                 Network<T>::gradient_size(shape_of<T>(field.colour_layers, field.colour_width)));
+}
+
+template <class T>
+void trace(const Workers& workers, const FieldArgs<T>& field, const RayArgs<T>& rays, const TraceArgs& args,
+           const PictureOut<T>& out, const TrainArgs<T>* train, T* const* d_density, T* const* d_colour) {
+  const Shape density = shape_of<T>(field.density_layers, field.density_width);
+  const Shape colour = shape_of<T>(field.colour_layers, field.colour_width);
+  T* packed = static_cast<T*>(workers.scratch(workers.pool, workers.count,
+                                              sizeof(T) * (Network<T>::packed_size(density) + Network<T>::packed_size(colour))));
+  const FieldNetworks<T> networks(field, packed);
+  const Tracer<T> tracer{field, rays, args, out, train, networks.density, networks.colour};
+  const int tasks = tasks_for(rays.count, kGroup);
+  workers.each(tasks, [&](int task, int worker) {
+    tracer.group(task, Arena{static_cast<char*>(workers.scratch(workers.pool, worker, tracer.scratch_bytes()))});
+  });
+  if (!train) return;
+  const size_t gradient_size = size_t(trace_gradient_size(field));
+  for (int task = 1; task < tasks; ++task) {  // in task order: the sum is the same for any number of threads
+    T* sum = train->gradient;
+    const T* part = train->gradient + gradient_size * size_t(task);
+    for (size_t i = 0; i < gradient_size; ++i) sum[i] += part[i];
+  }
+  if (tasks > 0) {
+    networks.density.unpack_gradient(train->gradient, T(1), d_density);
+    networks.colour.unpack_gradient(train->gradient + Network<T>::gradient_size(density), T(1), d_colour);
+  }
+}
+
+template <class T>
+void density(const Workers& workers, const FieldArgs<T>& field, const T* points, int64_t n, T* out) {
+  const Shape shape = shape_of<T>(field.density_layers, field.density_width);
+  Network<T> network;
+  network.build(shape, field.density_weight, packed_weights<T>(workers, shape, 0));
+  int rows_total = 3;
+  for (int l = 0; l <= shape.layers; ++l) rows_total += shape.width[l];
+  const size_t stride = row_stride<T>(kBlock);
+  workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
+    T* at = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * rows_total));
+    T* x = at;
+    at += 3 * stride;
+    T* rows[kMaxLayers + 1];
+    for (int l = 0; l <= shape.layers; ++l) rows[l] = at, at += stride * shape.width[l];
+    const int64_t s = int64_t(task) * kBlock;
+    const int c = int(min(int64_t(kBlock), n - s));
+    for (int i = 0; i < c; ++i) {
+      T a = points[3 * (s + i)], b = points[3 * (s + i) + 1], d = points[3 * (s + i) + 2];
+      contract_to_unit(a, b, d, field.unbounded);
+      x[i] = a, x[stride + i] = b, x[2 * stride + i] = d;
+    }
+    encode_rows(field.spec, field.table, x, x + stride, x + 2 * stride, c, rows[0], stride);
+    network.run(rows, stride, c);
+    for (int i = 0; i < c; ++i) out[s + i] = scalar_exp(rows[shape.layers][i] + field.density_shift);
+  });
+}
+
+// ---- Occupancy grid ------------------------------------------------------------------------------------------------
+
+// Occupied cells lose a little and are struck off below the threshold of their cascade. Empty cells are not visited:
+// their value means nothing until grid_raise sets it.
+void grid_decay(const Workers& workers, const GridShape& grid, float* peak, uint64_t* bits, float decay, const float* threshold) {
+  const int64_t per_cascade = int64_t(grid.size) * grid.size * grid.size / 64, words = per_cascade * grid.cascades;
+  constexpr int64_t kPart = 4096;
+  workers.each(tasks_for(words, kPart), [&](int task, int) {
+    for (int64_t w = task * kPart, end = min(words, w + kPart); w < end; ++w) {
+      uint64_t word = bits[w];
+      if (!word) continue;
+      const float limit = threshold[w / per_cascade];
+      uint64_t next = 0;
+      float* value = peak + w * 64;
+      for (int b = 0; b < 64; ++b) {
+        value[b] *= decay;
+        next |= uint64_t(value[b] >= limit) << b;
+      }
+      bits[w] = word & next;
+    }
+  });
+}
+
+void grid_raise(const GridShape& grid, float* peak, uint64_t* bits, const float* points, const float* density, int64_t n,
+                const float* threshold, const uint64_t* allowed) {
+  const int64_t per_cascade = int64_t(grid.size) * grid.size * grid.size;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t cell = cell_at(grid, points[3 * i], points[3 * i + 1], points[3 * i + 2]);
+    const uint64_t bit = uint64_t(1) << (cell & 63);
+    if (!(allowed[cell >> 6] & bit)) continue;
+    const bool occupied = bits[cell >> 6] & bit;
+    peak[cell] = occupied ? max(peak[cell], density[i]) : density[i];
+    if (density[i] >= threshold[cell / per_cascade]) bits[cell >> 6] |= bit;
+  }
+}
+
+// ---- What the machine can do ---------------------------------------------------------------------------------------
+
+// Multiply-adds that stay in registers: twelve independent chains keep both pipes full. Returns the operations done; the
+// caller takes the time. The empty asm keeps the compiler from folding the chains.
+double multiply_adds(int64_t rounds) {
+#if defined(__x86_64__) || defined(_M_X64)
+#define LF_KEEP(r) asm volatile("" : "+x"(r))
+#else
+#define LF_KEEP(r) asm volatile("" : "+w"(r))
+#endif
+  Vec<float> a0{}, a1{}, a2{}, a3{}, a4{}, a5{}, a6{}, a7{}, a8{}, a9{}, a10{}, a11{};
+  const Vec<float> x = splat(0.999f), y = splat(0.001f);
+  for (int64_t i = 0; i < rounds; ++i) {
+    a0 = a0 * x + y, a1 = a1 * x + y, a2 = a2 * x + y, a3 = a3 * x + y, a4 = a4 * x + y, a5 = a5 * x + y;
+    a6 = a6 * x + y, a7 = a7 * x + y, a8 = a8 * x + y, a9 = a9 * x + y, a10 = a10 * x + y, a11 = a11 * x + y;
+    LF_KEEP(a0); LF_KEEP(a1); LF_KEEP(a2); LF_KEEP(a3); LF_KEEP(a4); LF_KEEP(a5);
+    LF_KEEP(a6); LF_KEEP(a7); LF_KEEP(a8); LF_KEEP(a9); LF_KEEP(a10); LF_KEEP(a11);
+  }
+  return double(rounds) * 12 * 2 * kLanes<float>;
+}
+
+template <class T>
+Kernels<T> table() {
+  return Kernels<T>{hash_encode<T>,   hash_encode_backward<T>, mlp<T>,     mlp_backward<T>, spherical_harmonics_all<T>,
+                    composite<T>,     composite_backward<T>,   march<T>,   adam<T>,         scatter_trail<T>,
+                    trace<T>,         density<T>,              trace_gradient_size<T>};
+}
+
+}  // namespace
+}  // namespace LF_ISA
+
+#define LF_JOIN_(a, b) a##b
+#define LF_JOIN(a, b) LF_JOIN_(a, b)
+#define LF_NAME_(a) #a
+#define LF_NAME(a) LF_NAME_(a)
+
+const KernelSet& LF_JOIN(kernels_, LF_ISA)() {
+  static const KernelSet set{LF_NAME(LF_ISA), LF_ISA::multiply_adds, LF_ISA::grid_decay, LF_ISA::grid_raise,
+                             LF_ISA::table<float>(), LF_ISA::table<double>()};
+  return set;
+}
+
+}  // namespace lf

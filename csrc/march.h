@@ -1,0 +1,133 @@
+// Occupancy grid and ray marching.
+//
+// The grid is a pyramid of cascades around the origin of the scene: cascade k covers the cube [-2^k, 2^k]^3 with G^3
+// cells, so cells grow with distance as pixels do. Occupancy is one bit per cell, 64 bits to a 4x4x4 block, so that one
+// load tests a cell and an all-zero word skips a block. A point belongs to the finest cascade that contains it.
+#pragma once
+#include "simd.h"
+
+namespace lf {
+
+struct GridShape {
+  int cascades;  // 1 for a bounded scene
+  int size;      // cells per axis, a multiple of 4
+};
+
+namespace LF_ISA {
+
+LF_INLINE int cascade_of(float reach, int cascades) {
+  // Smallest k with 2^k >= reach, from the exponent bits.
+  uint32_t bits;
+  __builtin_memcpy(&bits, &reach, 4);
+  int k = int((bits + 0x7FFFFF) >> 23) - 127;
+  return k < 0 ? 0 : min(k, cascades - 1);
+}
+
+LF_INLINE int64_t cell_index(int k, int ix, int iy, int iz, int size) {  // block-major: word * 64 + bit
+  const int blocks = size / 4;
+  int64_t word = ((int64_t(k) * blocks + iz / 4) * blocks + iy / 4) * blocks + ix / 4;
+  return word * 64 + ((iz & 3) * 4 + (iy & 3)) * 4 + (ix & 3);
+}
+
+// Cell that holds a point; the point must lie inside the outermost cascade (it is clamped to it).
+LF_INLINE int64_t cell_at(const GridShape& grid, float x, float y, float z) {
+  const int k = cascade_of(max(max(abs(x), abs(y)), abs(z)), grid.cascades);
+  uint32_t exponent = uint32_t(127 - k) << 23;
+  float inverse;  // 2^-k
+  __builtin_memcpy(&inverse, &exponent, 4);
+  const float half = 0.5f * float(grid.size);
+  const int top = grid.size - 1;
+  const int ix = clamp(int(x * inverse * half + half), 0, top), iy = clamp(int(y * inverse * half + half), 0, top),
+            iz = clamp(int(z * inverse * half + half), 0, top);
+  return cell_index(k, ix, iy, iz, grid.size);
+}
+
+struct Stepping {
+  double step;         // shortest step, scene units
+  double cone;         // a step is at least cone * t: cells and pixels both grow with distance
+};
+
+// Where a ray's walk has got to. Walking is done in portions, so that what lies behind a surface is never visited.
+template <class T>
+struct Walk {
+  T t, far;
+};
+
+// Distances along the ray at which a box [-half, half]^3 is entered and left; near > far where it is missed.
+template <class T>
+LF_INLINE void box_range(const T* o, const T* d, T half, T& near, T& far) {
+  for (int a = 0; a < 3; ++a) {
+    const T inverse = T(1) / (abs(d[a]) < T(1e-12) ? (d[a] < 0 ? T(-1e-12) : T(1e-12)) : d[a]);
+    const T t0 = (-half - o[a]) * inverse, t1 = (half - o[a]) * inverse;
+    near = max(near, min(t0, t1));
+    far = min(far, max(t0, t1));
+  }
+}
+
+template <class T>
+LF_INLINE Walk<T> start_walk(const GridShape& grid, const Stepping& stepping, const T* o, const T* d, T near, T far, T jitter) {
+  box_range(o, d, T(1 << (grid.cascades - 1)), near, far);
+  return Walk<T>{near + jitter * max(T(stepping.step), T(stepping.cone) * near), far};
+}
+
+// The next samples in occupied cells, at most `most`: their (t0, dt). Returns how many; fewer than `most` only where the
+// ray has ended. Steps keep their places whatever the grid says: skipping moves on by whole steps, so that the grid
+// never shifts where a surface is sampled.
+template <class T>
+LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& stepping, const T* o, const T* d, Walk<T>& at,
+                   int most, T* t_out, T* dt_out) {
+  int found = 0;
+  const int size = grid.size;
+  const float half = 0.5f * float(size);
+  const T step = T(stepping.step), cone = T(stepping.cone), far = at.far;
+  T inverse_d[3];
+  for (int a = 0; a < 3; ++a) inverse_d[a] = T(1) / (abs(d[a]) < T(1e-12) ? (d[a] < 0 ? T(-1e-12) : T(1e-12)) : d[a]);
+  T t = at.t;
+  while (t < far && found < most) {
+    const T dt = max(step, cone * t);
+    const T mid = t + T(0.5) * dt;
+    const float x = float(o[0] + mid * d[0]), y = float(o[1] + mid * d[1]), z = float(o[2] + mid * d[2]);
+    const int k = cascade_of(max(max(abs(x), abs(y)), abs(z)), grid.cascades);
+    const uint32_t exponent = uint32_t(127 - k) << 23;
+    float inverse;
+    __builtin_memcpy(&inverse, &exponent, 4);
+    const int ix = clamp(int(x * inverse * half + half), 0, size - 1), iy = clamp(int(y * inverse * half + half), 0, size - 1),
+              iz = clamp(int(z * inverse * half + half), 0, size - 1);
+    const int64_t cell = cell_index(k, ix, iy, iz, size);
+    const uint64_t word = bits[cell >> 6];
+    if (word >> (cell & 63) & 1) {
+      t_out[found] = t, dt_out[found] = dt;
+      ++found;
+      t += dt;
+      continue;
+    }
+    // Leave the empty cell, or the whole block where all of it is empty, by whole steps.
+    const int align = word == 0 ? ~3 : ~0, span = word == 0 ? 4 : 1;
+    const T cell_width = T(2) / (T(size) * T(inverse));
+    const int lo[3] = {ix & align, iy & align, iz & align};
+    T leave = far;
+    for (int a = 0; a < 3; ++a) {
+      const T edge = (T(lo[a] + (d[a] > 0 ? span : 0)) - T(half)) * cell_width;
+      leave = min(leave, (edge - o[a]) * inverse_d[a]);
+    }
+    do {
+      t += max(step, cone * t);
+    } while (t + T(0.5) * max(step, cone * t) < leave);
+  }
+  at.t = t;
+  return found;
+}
+
+// Counter-based random number in [0, 1): the same for the same (seed, index), whatever thread asks.
+LF_INLINE float random_unit(uint64_t seed, uint64_t index) {
+  uint64_t x = seed * 0x9E3779B97F4A7C15ull + index * 0xD1342543DE82EF95ull + 0x2545F4914F6CDD1Dull;
+  x ^= x >> 32;
+  x *= 0xD6E8FEB86659FD93ull;
+  x ^= x >> 32;
+  x *= 0xD6E8FEB86659FD93ull;
+  x ^= x >> 32;
+  return float(x >> 40) * (1.0f / 16777216.0f);
+}
+
+}  // namespace LF_ISA
+}  // namespace lf

@@ -1,0 +1,115 @@
+"""Modules that methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .cameras import Camera
+from .ops.march import cell_centres, grid_decay_, grid_raise_
+
+if TYPE_CHECKING:
+    from .scene import SceneInfo
+
+
+class OccupancyGrid(nn.Module):
+    """Which cells of the scene may hold something: a pyramid of bits (see `ops.march`), kept up to date by training.
+
+    A cell is occupied while the densest value seen in it, times the cell's width, reaches `thickness`. Training
+    samples raise those values for free; `update` lets them decay, probes random cells, and strikes off what has
+    faded. Cells that fewer than two cameras see are never occupied: nothing there can be triangulated, and that is
+    where floaters grow.
+    """
+
+    bits: Tensor
+    peak: Tensor
+    allowed: Tensor
+    threshold: Tensor
+
+    DECAY = 0.95
+    GRACE = 12
+    """Updates that a cell survives at the start without a single sample dense enough."""
+
+    def __init__(self, info: SceneInfo, size: int, cascades: int, thickness: float) -> None:
+        super().__init__()
+        self.size = size
+        self.cascades = cascades if not info.bounded else 1
+        width = 2.0 / size * 2.0 ** torch.arange(self.cascades, dtype=torch.float32)
+        allowed = seen_cells(info, size, self.cascades)
+        self.register_buffer("threshold", thickness / width, persistent=False)
+        self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("bits", allowed.clone())
+        start = self.threshold / self.DECAY**self.GRACE
+        self.register_buffer("peak", start.repeat_interleave(size**3))
+
+    @property
+    def fraction(self) -> float:
+        """Share of the cells that are occupied, of those that are allowed."""
+        return _count(self.bits) / max(_count(self.allowed), 1)
+
+    def update(self, density: Callable[[Tensor], Tensor], probes: int, rng: Generator) -> None:
+        """Decay, strike off, and look for new matter at `probes` random points of random cascades.
+
+        `density` maps points [N, 3] of the scene to density [N].
+        """
+        grid_decay_(self.bits, self.peak, self.cascades, self.size, self.DECAY, self.threshold)
+        half = 2.0 ** torch.randint(self.cascades, (probes, 1), generator=rng).float()
+        points = (torch.rand(probes, 3, generator=rng) * 2 - 1) * half
+        grid_raise_(
+            self.bits, self.peak, self.allowed, self.cascades, self.size, points, density(points), self.threshold
+        )
+
+    def carve(self, keep: Callable[[Tensor], Tensor]) -> None:
+        """Forbid, for good, the 4x4x4 blocks whose centres [N, 3] `keep` maps to False."""
+        for k in range(self.cascades):
+            words = slice(k * self.size**3 // 64, (k + 1) * self.size**3 // 64)
+            keeps = keep(block_centres(k, self.size))
+            self.allowed[words] *= keeps
+            self.bits[words] *= keeps
+
+
+def _count(bits: Tensor) -> int:
+    weights = bits.view(torch.uint8)
+    return int(_ONES[weights.long()].sum())
+
+
+_ONES = torch.tensor([bin(i).count("1") for i in range(256)])
+
+
+def block_centres(cascade: int, size: int) -> Tensor:
+    """Centres of a cascade's 4x4x4 blocks, in the order of their words: [(G/4)^3, 3]."""
+    return cell_centres(cascade, size).reshape(-1, 64, 3).mean(dim=1)
+
+
+def seen_cells(info: SceneInfo, size: int, cascades: int) -> Tensor:
+    """Bits of the blocks that at least two training cameras see (one, where there are fewer than four cameras)."""
+    cameras = [info.cameras[i] for i in info.train]
+    # Beyond a hundred views the rest add little: an even choice of them decides.
+    step = max(1, len(cameras) // 100)
+    chosen = list(zip(cameras, [info.view_near[i] for i in info.train], strict=True))[::step]
+    needed = 2 if len(chosen) >= 4 else 1
+    words = []
+    for k in range(cascades):
+        centres = block_centres(k, size)
+        radius = 4.0 * 2.0**k / size * 3**0.5
+        seen = torch.zeros(centres.shape[0], dtype=torch.int32)
+        for camera, near in chosen:
+            seen += sees(camera, near, centres, radius).int()
+        words.append(torch.where(seen >= needed, -1, 0))
+    return torch.cat(words)
+
+
+def sees(camera: Camera, near: float, centres: Tensor, radius: float) -> Tensor:
+    """Whether any of a ball around each centre [N, 3] may fall into the picture, behind the near plane: bool [N]."""
+    xy, valid = camera.project(centres.to(camera.cam_from_world.dtype))
+    distance = (centres - camera.center.float()).norm(dim=1)
+    # The ball's image grows with focal length over distance; close to the camera it may cover everything.
+    margin = camera.intrinsics[..., :2].float().amax() * radius / (distance - radius).clamp(min=1e-3)
+    x, y = xy[:, 0].float(), xy[:, 1].float()
+    inside = (x > -margin) & (x < camera.width + margin) & (y > -margin) & (y < camera.height + margin)
+    return ((inside & valid) | (distance < 2 * radius)) & (distance + radius > near)
+
+

@@ -1,0 +1,77 @@
+"""What every method is: parameters with schedules, a loss, a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..cameras import Camera
+from ..optim import Adam, Group
+
+if TYPE_CHECKING:
+    from ..scene import Scene, SceneInfo
+
+
+def step_generator(seed: int, step: int) -> Generator:
+    """The randomness of a step. It depends on nothing else, so a resumed run draws what an unbroken one would have."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def earlier(rng: Generator, steps: int) -> Generator:
+    """The generator of that many steps before the one that `rng` was made for."""
+    return torch.Generator().manual_seed(rng.initial_seed() - steps)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A rendered picture of height H and width W, in scene coordinates where it has units.
+
+    rgb [H, W, 3] sRGB in [0, 1], composited over the background that was asked for; alpha [H, W] opacity in [0, 1];
+    depth [H, W] expected distance along the ray in scene units, 0 where nothing was hit; normal [H, W, 3] unit, in
+    world axes, 0 where unknown.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    depth: Tensor
+    normal: Tensor | None = None
+
+
+class Method(nn.Module):
+    """A way to learn a scene. It pulls its own batches from the scene, so the trainer knows neither rays nor splats."""
+
+    Config: ClassVar[type]
+    """Frozen dataclass of options; has at least `steps: int`, the length of a full training."""
+    PRESETS: ClassVar[dict[str, Any]]
+    """Name after the colon in `method:preset` -> Config. The empty name is the default."""
+
+    def __init__(self, config: Any, info: SceneInfo) -> None:
+        super().__init__()
+        self.config = config
+        self.info = info
+        self.stats: dict[str, float] = {}
+        """Counts of the last step for the progress line: `rays` and `samples`."""
+
+    def groups(self) -> list[Group]:
+        """Every trainable parameter, once, with its learning rate and schedule."""
+        raise TypeError(f"{type(self).__name__} must define groups()")
+
+    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+        """Weighted loss terms of one batch. All randomness comes from `rng`, which the trainer seeds from the step."""
+        raise TypeError(f"{type(self).__name__} must define loss()")
+
+    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+        """Picture from a single camera of any lens, without gradients, in bounded memory.
+
+        `background` is a colour [3]; None means the scene's own, or black.
+        """
+        raise TypeError(f"{type(self).__name__} must define render()")
+
+    def before_step(self, step: int, fraction: float) -> None:
+        """Called before the batch is drawn; `fraction` in [0, 1] is how much of the budget is spent."""
+
+    def after_step(self, step: int, optim: Adam) -> None:
+        """Called when the parameters have moved: densify, prune, refresh a grid."""

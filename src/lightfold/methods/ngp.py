@@ -1,0 +1,232 @@
+"""Instant-NGP (Mueller et al. 2022): a hash grid, two small networks and an occupancy grid. The default method.
+
+    x = o + t d  ->  hash grid  ->  density network  ->  sigma, geometry features
+                                    [geometry, harmonics(d)]  ->  colour network  ->  c
+    picture = sum of w_i c_i along the ray, over samples in occupied cells (`ops.radiance`)
+
+What differs from the paper, because a CPU is the target: few rays and many steps (a batch of 256 rays is a step of
+about a millisecond, where a GPU wants 2^18 samples); eight levels of four features, which halve the table look-ups;
+the "line" layout of the table; and, for unbounded captures, contracted coordinates (mip-NeRF 360) under an occupancy
+pyramid in straight ones, so that the background needs no larger table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .. import ops
+from ..cameras import Camera
+from ..fields import OccupancyGrid
+from ..ops import HashGrid, Radiance, Tracing
+from ..optim import Adam, Group, constant, exponential_after
+from .base import Image, Method, earlier
+
+if TYPE_CHECKING:
+    from ..scene import Scene, SceneInfo
+
+
+@dataclass(frozen=True)
+class NGPConfig:
+    """Options of `ngp`."""
+
+    steps: int = 30_000
+    """Steps of a full training."""
+    levels: int = 8
+    """Levels of the hash grid."""
+    features: int = 4
+    """Features per level: 1, 2, 4 or 8."""
+    log2_rows: int = 16
+    """Rows of a level's table, as a power of two."""
+    base: int = 16
+    """Vertices per axis of the coarsest level."""
+    finest: int = 4096
+    """Vertices per axis of the finest level. Unbounded scenes spend half of it on the cube [-1, 1]^3."""
+    width: int = 64
+    """Width of the hidden layers."""
+    geometry: int = 16
+    """Outputs of the density network, density among them; a multiple of 8."""
+    rays: int = 256
+    """Rays per step."""
+    samples: int = 24
+    """Samples per training ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
+    step: float = 0.005
+    """Shortest step along a ray, scene units."""
+    cone: float = 1 / 256
+    """A step is at least this times the distance."""
+    grid: int = 128
+    """Occupancy cells per axis of a cascade; a multiple of 16."""
+    cascades: int = 5
+    """Cascades of the occupancy pyramid of an unbounded scene: it reaches 2^(cascades - 1) scene units."""
+    thickness: float = 0.02
+    """Optical thickness of a cell from which it counts as occupied."""
+    shift: float = 1.0
+    """Density is exp(raw + shift): where training starts between fog and emptiness."""
+    table_lr: float = 2e-2
+    """Learning rate of the hash table."""
+    network_lr: float = 1e-2
+    """Learning rate of the networks."""
+    plateau: float = 0.3
+    """Share of the training after which learning rates start to fall."""
+    final_lr: float = 0.03
+    """Learning rates end at this share of their start."""
+    huber: float = 0.0
+    """Colour error beyond which the loss is linear; 0 for squared error throughout."""
+    distortion: float = 0.0
+    """Weight of the distortion loss (mip-NeRF 360), which gathers a ray's weights."""
+    keep: float = 1e-3
+    """Samples of smaller weight get neither colour nor gradient."""
+
+
+class NGP(Method):
+    """See the module's docstring."""
+
+    Config = NGPConfig
+    PRESETS: ClassVar[dict[str, NGPConfig]] = {
+        "": NGPConfig(),
+        "fast": NGPConfig(steps=10_000, log2_rows=15, width=32),
+        "big": NGPConfig(steps=60_000, log2_rows=17),
+    }
+    BLOCK = 16
+    """Batches drawn from the scene at a time, and steps between two updates of the occupancy grid."""
+
+    def __init__(self, config: NGPConfig, info: SceneInfo) -> None:
+        super().__init__(config, info)
+        c = config
+        self.grid = HashGrid(c.levels, c.features, c.log2_rows, c.base, c.finest)
+        self.table = nn.Parameter(torch.empty(self.grid.rows, c.features).uniform_(-1e-4, 1e-4))
+        widths = [self.grid.width, c.width, c.geometry]
+        self.density = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
+        widths = [c.geometry + 16, c.width, c.width, 3]
+        self.colour = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
+        self.occupancy = OccupancyGrid(info, c.grid, c.cascades, c.thickness)
+        self.register_buffer("widen", torch.ones(()))
+        # The table's gradient is accumulated in place and cleared line by line, never swept (see `ops.train_rays`).
+        self.table.grad = torch.zeros_like(self.table)
+        self.touched = torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8)
+        self._field: Radiance | None = None
+        self._block: tuple[int, list[tuple[Tensor, ...]]] | None = None
+
+    def groups(self) -> list[Group]:
+        """The table moves sparsely and twice as fast as the networks; both decay alike."""
+        c = self.config
+        schedule = exponential_after(c.plateau, c.final_lr) if c.final_lr < 1 else constant
+        networks = [*self.density, *self.colour]
+        return [
+            Group("table", [self.table], c.table_lr, schedule=schedule, sparse=True, touched=self.touched),
+            Group("networks", networks, c.network_lr, schedule=schedule, weight_decay=1e-6),
+        ]
+
+    def field(self) -> Radiance:
+        """The parameters, as the ops read them."""
+        if self._field is None or self._field.table is not self.table:
+            networks = tuple(self.density), tuple(self.colour)
+            self._field = Radiance(self.grid, self.table, *networks, not self.info.bounded, self.config.shift)
+        return self._field
+
+    def training_tracing(self, step: int) -> Tracing:
+        """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks."""
+        o, c, widen = self.occupancy, self.config, float(self.widen)
+        peak = o.peak if step % 4 == 0 else None
+        return Tracing(o.bits, o.cascades, o.size, c.step * widen, c.cone * widen, 128, peak, keep=c.keep)
+
+    def rendering_tracing(self) -> Tracing:
+        """How rays walk in a picture: short steps, and more of them."""
+        o, c = self.occupancy, self.config
+        return Tracing(o.bits, o.cascades, o.size, c.step, c.cone, 1024, keep=1e-4)
+
+    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+        """Squared error of the colours of `rays` pixels, over random backgrounds.
+
+        A random background behind both picture and truth makes transparency costly wherever the truth is opaque, and
+        opacity costly wherever it is not: no other loss on opacity is needed.
+        """
+        c = self.config
+        origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
+        background = torch.rand(c.rays, 3, generator=rng)
+        target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb
+        result = ops.train_rays(
+            self.field(),
+            self.training_tracing(step),
+            origin,
+            direction,
+            near,
+            far,
+            background,
+            target,
+            seed=int(torch.randint(1, 2**62, (1,), generator=rng)),
+            huber=c.huber,
+            distortion=c.distortion,
+            table_gradient=self.table.grad,
+            touched=self.touched,
+        )
+        self.stats = {
+            "rays": c.rays,
+            "samples": result.picture.evaluated,
+            "kept": result.picture.kept,
+            "mse": result.squared_error,
+        }
+        return {"colour": result.loss}
+
+    def batch(self, scene: Scene, step: int, rng: Generator) -> tuple[Tensor, ...]:
+        """This step's origins, directions, near, far, colours and opacities, cut from a block of BLOCK steps that is
+        drawn at once: drawing costs hardly more for all of them.
+
+        The block comes from the generator of its first step, so that a resumed run draws the same.
+        """
+        block, place = divmod(step, self.BLOCK)
+        if self._block is None or self._block[0] != block:
+            pixels = scene.pixels(self.config.rays * self.BLOCK, earlier(rng, place))
+            rays = pixels.rays
+            drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
+            self._block = block, list(zip(*(t.contiguous().chunk(self.BLOCK) for t in drawn), strict=True))
+        return self._block[1][place]
+
+    def after_step(self, step: int, optim: Adam) -> None:
+        """Every BLOCK steps, refresh the occupancy grid; after every step, fit the step length to the sample budget.
+
+        Steps longer than a cell would jump over thin matter, so they are allowed only while the grid is full and the
+        field a fog: `widen` falls back to 1 as soon as the budget allows.
+        """
+        most = 8.0
+        ratio = self.stats["samples"] / (self.stats["rays"] * self.config.samples)
+        self.widen.fill_(min(max(float(self.widen) * min(max(ratio, 0.9), 1.1), 1.0), max(most, 1.0)))
+        if step % self.BLOCK == self.BLOCK - 1:
+            rng = torch.Generator().manual_seed(step)
+            self.occupancy.update(lambda points: ops.density_at(self.field(), points), 16_384, rng)
+
+    @torch.no_grad()
+    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+        """Picture of any camera, in chunks of rows."""
+        height, width = camera.height, camera.width
+        colour = torch.zeros(3) if background is None else background.float()
+        if background is None and self.info.background is not None:
+            colour = torch.tensor(self.info.background)
+        rgb, alpha, depth = torch.empty(height * width, 3), torch.empty(height * width), torch.empty(height * width)
+        field, tracing = self.field(), self.rendering_tracing()
+        xy = camera.pixel_grid()
+        for begin in range(0, height * width, 1 << 16):
+            part = slice(begin, begin + (1 << 16))
+            rays = camera.rays(xy[part])
+            n = len(rays)
+            near, far = torch.full((n,), self.info.near), torch.full((n,), self.info.far)
+            origin, direction = rays.origin.float().contiguous(), rays.direction.float().contiguous()
+            picture = ops.render_rays(field, tracing, origin, direction, near, far, colour.expand(n, 3).contiguous())
+            rgb[part], alpha[part] = picture.rgb.clamp(0, 1), picture.opacity
+            depth[part] = torch.where(picture.opacity > 1e-3, picture.depth / picture.opacity.clamp(min=1e-3), 0)
+        shape = (height, width)
+        return Image(rgb.view(*shape, 3), alpha.view(shape), depth.view(shape))
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As usual; the block of drawn pixels belongs to the old state and is forgotten."""
+        self._block = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def _layer(outputs: int, inputs: int) -> nn.Parameter:
+    """Weights with the spread that keeps activations alive through ReLUs (Glorot uniform, as tiny-cuda-nn)."""
+    bound = (6.0 / (inputs + outputs)) ** 0.5
+    return nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound))

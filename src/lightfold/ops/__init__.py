@@ -1,0 +1,30 @@
+"""Differentiable operations of radiance fields: a native CPU kernel and a plain PyTorch reference for each."""
+
+from .adam import adam_
+from .backend import native_info, use
+from .composite import Composite, composite
+from .hash_encode import HashGrid, hash_encode
+from .march import march
+from .mlp import mlp
+from .radiance import Loss, Picture, Radiance, Tracing, density_at, render_rays, train_rays
+from .spherical_harmonics import spherical_harmonics
+
+__all__ = [
+    "Composite",
+    "HashGrid",
+    "Loss",
+    "Picture",
+    "Radiance",
+    "Tracing",
+    "adam_",
+    "composite",
+    "density_at",
+    "hash_encode",
+    "march",
+    "mlp",
+    "native_info",
+    "render_rays",
+    "spherical_harmonics",
+    "train_rays",
+    "use",
+]

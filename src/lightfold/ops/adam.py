@@ -1,0 +1,85 @@
+"""Adam (Kingma and Ba 2015), in place, clearing the gradient as it is read.
+
+With `sparse`, a value whose gradient is exactly zero keeps its value and moments, as instant-ngp does for its table:
+most rows of a hash table are touched by few steps, and decaying their moments in between would only cost time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backend import kernel, reference_wanted
+
+
+def adam_(
+    value: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-15,
+    weight_decay: float = 0.0,
+    sparse: bool = False,
+    touched: Tensor | None = None,
+) -> None:
+    """Update `value` and both moments, all of one shape, and set `gradient` to zero.
+
+    `step` counts from 1. `touched` (uint8, one byte for every 16 values, as `train_rays` fills it) names the lines that
+    can hold a gradient; others are not even read, and its bytes are cleared. It requires `sparse`.
+    """
+    if step < 1:
+        raise ValueError(f"step: expected at least 1, got {step}")
+    for name, t in (("gradient", gradient), ("first", first), ("second", second)):
+        if t.shape != value.shape:
+            raise ValueError(f"{name}: expected shape {tuple(value.shape)}, got {tuple(t.shape)}")
+    if touched is not None:
+        lines = (value.numel() + 15) // 16
+        if not sparse or touched.dtype != torch.uint8 or touched.numel() != lines:
+            raise ValueError(f"touched: expected uint8 [{lines}] and sparse=True, got {touched.dtype} {tuple(touched.shape)}")
+    if reference_wanted():
+        adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
+        if touched is not None:
+            touched.zero_()
+        return
+    kernel("adam", value, gradient, first, second)(
+        value.data_ptr(),
+        gradient.data_ptr(),
+        first.data_ptr(),
+        second.data_ptr(),
+        value.numel(),
+        step,
+        lr,
+        *betas,
+        eps,
+        weight_decay,
+        sparse,
+        0 if touched is None else touched.data_ptr(),
+    )
+
+
+def adam_reference_(
+    value: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    sparse: bool,
+) -> None:
+    """`adam_` in plain PyTorch."""
+    live = gradient != 0 if sparse else torch.ones_like(gradient, dtype=torch.bool)
+    full = gradient + weight_decay * value
+    m = torch.where(live, first + (1 - betas[0]) * (full - first), first)
+    v = torch.where(live, second + (1 - betas[1]) * (full * full - second), second)
+    change = lr / (1 - betas[0] ** step) * m / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+    value.copy_(torch.where(live, value - change, value))
+    first.copy_(m)
+    second.copy_(v)
+    gradient.zero_()

@@ -1,0 +1,82 @@
+"""Which code runs an op: the native kernels for CPU tensors, or the plain PyTorch reference where it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_reference = False
+_core: ModuleType | None = None
+_threads = 0
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """`with ops.use("reference"):` runs the slow and obvious PyTorch version of every op; "native" is the default."""
+    global _reference
+    if name not in ("native", "reference"):
+        raise ValueError(f"name: expected 'native' or 'reference', got {name!r}")
+    before, _reference = _reference, name == "reference"
+    try:
+        yield
+    finally:
+        _reference = before
+
+
+def reference_wanted() -> bool:
+    """Whether the reference was asked for with `use`."""
+    return _reference
+
+
+def core() -> ModuleType:
+    """The extension module, with as many threads as PyTorch has now."""
+    global _core, _threads
+    if _core is None:
+        try:
+            from lightfold import _core as module
+        except ImportError as error:
+            raise ImportError(
+                "The native kernels of lightfold are not built. Build them with `pip install .` in the repository."
+            ) from error
+        _core = module
+    wanted = torch.get_num_threads()
+    if wanted != _threads:
+        _core.set_threads(wanted)
+        _threads = wanted
+    return _core
+
+
+def kernel(name: str, *tensors: Tensor):
+    """Kernel `name` for the scalar type of the first tensor. All tensors must be contiguous, on the CPU, of one type."""
+    dtype = tensors[0].dtype
+    for t in tensors:
+        if t.device.type != "cpu":
+            raise RuntimeError(
+                f"{name}: there are no kernels for device '{t.device}' in this version; move the model to the CPU, or "
+                "run it inside `lightfold.ops.use('reference')`, which is slow"
+            )
+        if t.dtype != dtype:
+            raise ValueError(f"{name}: expected tensors of one type, got {dtype} and {t.dtype}")
+        if not t.is_contiguous():
+            raise ValueError(f"{name}: expected contiguous tensors, got strides {t.stride()} for shape {tuple(t.shape)}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name}: expected float32 or float64, got {dtype}")
+    return getattr(core(), name + ("_f32" if dtype == torch.float32 else "_f64"))
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory for an output. Under test it is filled with NaN, so that an element nobody wrote cannot pass."""
+    if os.environ.get("LIGHTFOLD_POISON"):
+        return torch.full(shape, float("nan"), dtype=like.dtype)
+    return torch.empty(shape, dtype=like.dtype)
+
+
+def native_info() -> dict[str, object]:
+    """What the kernels run on: instruction set in use, those this machine has, threads."""
+    module = core()
+    return {"isa": module.isa(), "available": module.isas(), "threads": module.threads()}

@@ -1,0 +1,83 @@
+"""Volume rendering of packed samples (Max 1995; NeRF, equation 3).
+
+Letters: S samples, R rays; the samples of ray r are [offset[r], offset[r+1]).
+    alpha_i = 1 - exp(-sigma_i (t1_i - t0_i)),  T_i = prod_{j<i} (1 - alpha_j),  w_i = T_i alpha_i
+    colour = sum w_i c_i,  opacity = sum w_i,  depth = sum w_i (t0_i + t1_i) / 2
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backend import empty, kernel, reference_wanted
+
+
+class Composite(NamedTuple):
+    """weight [S]; colour [R, 3], background not included; opacity [R]; depth [R], not divided by opacity."""
+
+    weight: Tensor
+    colour: Tensor
+    opacity: Tensor
+    depth: Tensor
+
+
+def composite(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor) -> Composite:
+    """sigma [S] per unit length, rgb [S, 3], t0 and t1 [S] distances, offset [R + 1] int64 -> Composite.
+
+    Differentiable once with respect to sigma and rgb. A ray without samples gives zeros.
+    """
+    samples = sigma.shape[0]
+    for name, tensor, shape in (("rgb", rgb, (samples, 3)), ("t0", t0, (samples,)), ("t1", t1, (samples,))):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if offset.dtype != torch.int64 or offset.ndim != 1 or offset.shape[0] < 1:
+        raise ValueError(f"offset: expected int64 [R + 1], got {offset.dtype} {tuple(offset.shape)}")
+    if int(offset[0]) != 0 or int(offset[-1]) != samples or bool((offset[1:] < offset[:-1]).any()):
+        raise ValueError(f"offset: expected to rise from 0 to {samples}")
+    if reference_wanted():
+        return composite_reference(sigma, rgb, t0, t1, offset)
+    tensors = (sigma.contiguous(), rgb.contiguous(), t0.contiguous(), t1.contiguous(), offset.contiguous())
+    return Composite(*_Composite.apply(*tensors))
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor):
+        rays = offset.shape[0] - 1
+        out = [empty(shape, sigma) for shape in ((sigma.shape[0],), (rays, 3), (rays,), (rays,))]
+        inputs = [t.data_ptr() for t in (sigma, rgb, t0, t1, offset)]
+        kernel("composite", sigma, rgb, t0, t1)(*inputs, rays, *(o.data_ptr() for o in out))
+        weight, colour, opacity, depth = out
+        ctx.save_for_backward(sigma, rgb, t0, t1, offset, weight, opacity)
+        return weight, colour, opacity, depth
+
+    @staticmethod
+    def backward(ctx, d_weight: Tensor, d_colour: Tensor, d_opacity: Tensor, d_depth: Tensor):
+        sigma, rgb, t0, t1, offset, weight, opacity = ctx.saved_tensors
+        gradients = [d.contiguous() for d in (d_weight, d_colour, d_opacity, d_depth)]
+        d_sigma, d_rgb = empty(tuple(sigma.shape), sigma), empty(tuple(rgb.shape), rgb)
+        inputs = [t.data_ptr() for t in (sigma, rgb, t0, t1, offset)]
+        saved = [weight.data_ptr(), opacity.data_ptr(), *(d.data_ptr() for d in gradients)]
+        outputs = [d_sigma.data_ptr(), d_rgb.data_ptr()]
+        kernel("composite_backward", sigma, *gradients)(*inputs, offset.shape[0] - 1, *saved, *outputs)
+        return d_sigma, d_rgb, None, None, None
+
+
+def composite_reference(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor) -> Composite:
+    """`composite` in plain PyTorch, a ray at a time."""
+    weights, colours, opacities, depths = [], [], [], []
+    for begin, end in zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True):
+        keep = torch.exp(-sigma[begin:end] * (t1[begin:end] - t0[begin:end]))
+        before = torch.cat([torch.ones_like(keep[:1]), torch.cumprod(keep, dim=0)[:-1]]) if end > begin else keep
+        weight = before * (1 - keep)
+        weights.append(weight)
+        colours.append((weight[:, None] * rgb[begin:end]).sum(dim=0))
+        opacities.append(weight.sum())
+        depths.append((weight * 0.5 * (t0[begin:end] + t1[begin:end])).sum())
+    if not colours:
+        zero = sigma.new_zeros(0)
+        return Composite(sigma * 0, sigma.new_zeros(0, 3), zero, zero)
+    return Composite(torch.cat(weights), torch.stack(colours), torch.stack(opacities), torch.stack(depths))

@@ -1,0 +1,358 @@
+"""A hash-grid radiance field rendered along rays in a single pass, and trained in one.
+
+This fuses what `march`, `hash_encode`, `mlp`, `spherical_harmonics` and `composite` do apart, for the step that
+dominates training on a CPU: activations stay in the second-level cache, a ray stops when it is opaque, and only samples
+whose weight counts reach the colour network and the backward pass. `render_rays_reference` states the same in terms of
+those ops.
+
+    x = o + t d -> u in [0, 1]^3 (contracted where unbounded) -> features = hash_encode(u)
+    [raw, geometry...] = mlp(features);  sigma = exp(raw + shift)
+    c = sigmoid(mlp([raw, geometry..., harmonics(d)]));  picture = sum w c + (1 - sum w) background
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backend import core, empty, kernel, reference_wanted
+from .composite import composite_reference
+from .hash_encode import HashGrid, hash_encode_reference
+from .march import check_bits, march_reference
+from .mlp import mlp_reference
+from .spherical_harmonics import spherical_harmonics_reference
+
+TRAIL_PAD = 32
+"""Spare columns of a trail row: kernels write whole vectors."""
+
+_spare: list[Tensor] = []
+"""Trails and gradients of finished steps. Fresh memory would cost a page fault for every 4 KiB, at every step."""
+
+
+def _borrow(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    for i, spare in enumerate(_spare):
+        if spare.shape == shape and spare.dtype == dtype:
+            return _spare.pop(i)
+    return torch.empty(shape, dtype=dtype)
+
+
+def _give_back(*tensors: Tensor) -> None:
+    _spare.extend(tensors)
+    del _spare[:-8]
+
+
+@dataclass(frozen=True)
+class Radiance:
+    """A field's parameters and how to read them. Weights are [out, in]; the last density layer gives raw density and
+    geometry features, a multiple of 8 in all; the first colour layer takes those and 16 harmonics."""
+
+    grid: HashGrid
+    table: Tensor
+    density: tuple[Tensor, ...]
+    colour: tuple[Tensor, ...]
+    unbounded: bool
+    shift: float
+
+    def __post_init__(self) -> None:
+        geometry = self.density[-1].shape[0]
+        if geometry % 8:
+            raise ValueError(f"density[-1]: expected a multiple of 8 outputs, got {geometry}")
+        if self.density[0].shape[1] != self.grid.width:
+            raise ValueError(f"density[0]: expected {self.grid.width} inputs, got {self.density[0].shape[1]}")
+        if self.colour[0].shape[1] != geometry + 16 or self.colour[-1].shape[0] != 3:
+            raise ValueError(f"colour: expected {geometry + 16} inputs and 3 outputs, got {[tuple(w.shape) for w in self.colour]}")
+
+    def density_widths(self) -> list[int]:
+        """Layer widths of the density network."""
+        return [self.grid.width, *(w.shape[0] for w in self.density)]
+
+    def colour_widths(self) -> list[int]:
+        """Layer widths of the colour network."""
+        return [self.colour[0].shape[1], *(w.shape[0] for w in self.colour)]
+
+    def arguments(self) -> tuple:
+        """The same, as the kernels take it."""
+        return (
+            self.grid.native,
+            self.table.data_ptr(),
+            self.unbounded,
+            self.shift,
+            self.density_widths(),
+            [w.data_ptr() for w in self.density],
+            self.colour_widths(),
+            [w.data_ptr() for w in self.colour],
+        )
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """How rays walk: the occupancy pyramid (see `march`), step lengths, and what may be left out."""
+
+    bits: Tensor
+    cascades: int
+    size: int
+    step: float
+    cone: float
+    most: int
+    peak: Tensor | None = None
+    """Densest value seen per cell [K G^3] float32, raised by the samples; None when nobody listens."""
+    stop: float = 1e-4
+    """Transmittance below which a ray ends."""
+    keep: float = 1e-3
+    """Samples of smaller weight get neither colour nor gradient."""
+
+
+class Picture(NamedTuple):
+    """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept."""
+
+    rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+    evaluated: int
+    kept: int
+
+
+class Loss(NamedTuple):
+    """loss, squared_error and distortion are means (over rays and channels; over rays); picture is detached."""
+
+    loss: Tensor
+    squared_error: float
+    distortion: float
+    picture: Picture
+
+
+def _ray_pointers(origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, background: Tensor) -> tuple:
+    rays = origin.shape[0]
+    for name, t, shape in (
+        ("origin", origin, (rays, 3)),
+        ("direction", direction, (rays, 3)),
+        ("near", near, (rays,)),
+        ("far", far, (rays,)),
+        ("background", background, (rays, 3)),
+    ):
+        if tuple(t.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(t.shape)}")
+    return (rays, *(t.data_ptr() for t in (origin, direction, near, far, background)))
+
+
+def _trace(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], seed: int, train: tuple) -> Picture:
+    origin = rays[0]
+    check_bits(tracing.bits, tracing.cascades, tracing.size)
+    count = origin.shape[0]
+    tasks = -(-count // core().GROUP)
+    rgb, opacity, depth = empty((count, 3), origin), empty((count,), origin), empty((count,), origin)
+    counts = torch.zeros((2, max(tasks, 1)), dtype=torch.int64)
+    kernel("trace", field.table, *rays, *field.density, *field.colour)(
+        *field.arguments(),
+        *_ray_pointers(*rays),
+        seed,
+        tracing.cascades,
+        tracing.size,
+        tracing.bits.data_ptr(),
+        0 if tracing.peak is None else tracing.peak.data_ptr(),
+        tracing.step,
+        tracing.cone,
+        tracing.most,
+        tracing.stop,
+        tracing.keep,
+        rgb.data_ptr(),
+        opacity.data_ptr(),
+        depth.data_ptr(),
+        counts[0].data_ptr(),
+        counts[1].data_ptr(),
+        *train,
+    )
+    evaluated, kept = counts.sum(dim=1).tolist()
+    return Picture(rgb, opacity, depth, evaluated, kept)
+
+
+def render_rays(
+    field: Radiance,
+    tracing: Tracing,
+    origin: Tensor,
+    direction: Tensor,
+    near: Tensor,
+    far: Tensor,
+    background: Tensor,
+    seed: int = 0,
+) -> Picture:
+    """Picture along rays, without gradients. Rays as in `march`; background [R, 3]."""
+    rays = (origin, direction, near, far, background)
+    if reference_wanted():
+        with torch.no_grad():
+            return render_rays_reference(field, tracing, *rays, seed)
+    no_training = (0, 0, 1.0, 0.0, 0, 0, 0, 0, 0, [], [])
+    return _trace(field, tracing, rays, seed, no_training)
+
+
+def train_rays(
+    field: Radiance,
+    tracing: Tracing,
+    origin: Tensor,
+    direction: Tensor,
+    near: Tensor,
+    far: Tensor,
+    background: Tensor,
+    target: Tensor,
+    *,
+    seed: int,
+    huber: float = 0.0,
+    distortion: float = 0.0,
+    table_gradient: Tensor | None = None,
+    touched: Tensor | None = None,
+) -> Loss:
+    """Loss of a batch of rays against target [R, 3] (over the same background), with its gradient taken on the way.
+
+    The loss is the mean over rays and channels of the squared error, or, with `huber` > 0, of the parabola continued
+    linearly beyond that error; plus `distortion` times the distortion loss of mip-NeRF 360 (equation 15) on
+    s = t / (1 + t), mean over rays. Differentiable once with respect to the field's table and weights; samples below
+    `tracing.keep` count as constant.
+
+    With `table_gradient` given, the table's gradient is added to it in place during `backward()`, and lines that were
+    written are marked in `touched` (see `adam_`): a table of millions of rows is then never swept, as a returned
+    gradient would force. Otherwise it is returned as any gradient is.
+    """
+    rays = (origin, direction, near, far, background)
+    if reference_wanted():
+        picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
+        return _reference_loss(picture, target, huber, distortion)
+    saved: dict[str, object] = {}
+    weights = (*field.density, *field.colour)
+    loss = _TrainRays.apply(field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, field.table, *weights)
+    return Loss(loss, *saved["report"])
+
+
+class _TrainRays(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, table, *weights):
+        count = rays[0].shape[0]
+        group = core().GROUP
+        tasks = max(-(-count // group), 1)
+        stride = group * tracing.most + TRAIL_PAD
+        dtype = table.dtype
+        trail = _borrow((tasks, 3 + field.grid.width, stride), dtype)
+        trail_count = torch.zeros(tasks, dtype=torch.int32)
+        size = kernel("trace_gradient_size", table)(field.density_widths(), field.colour_widths())
+        gradient = _borrow((tasks, size), dtype)
+        sums = torch.zeros((tasks, 3), dtype=torch.float64)
+        d_weights = [torch.zeros_like(w) for w in weights]
+        pointers = [d.data_ptr() for d in d_weights]
+        split = len(field.density)
+        train = (
+            target.data_ptr(),
+            int(huber > 0),
+            huber,
+            distortion,
+            trail.data_ptr(),
+            stride,
+            trail_count.data_ptr(),
+            gradient.data_ptr(),
+            sums.data_ptr(),
+            pointers[:split],
+            pointers[split:],
+        )
+        picture = _trace(field, tracing, rays, seed, train)
+        _give_back(gradient)
+        error, square, apart = sums.sum(dim=0).tolist()
+        terms = max(3 * count, 1)
+        apart /= max(count, 1)
+        saved["report"] = (square / terms, apart, picture)
+        ctx.pack = (field.grid, table.shape, trail, stride, trail_count, d_weights, table_gradient, touched)
+        return torch.tensor(error / terms + distortion * apart, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        if ctx.pack is None:
+            raise RuntimeError("train_rays: backward() was called twice; its buffers serve the next step by then")
+        grid, shape, trail, stride, trail_count, d_weights, into, touched = ctx.pack
+        ctx.pack = None
+        d_table = torch.zeros(shape, dtype=trail.dtype) if into is None else into
+        kernel("scatter_trail", trail, d_table)(
+            grid.native,
+            trail.data_ptr(),
+            stride,
+            trail_count.data_ptr(),
+            trail_count.shape[0],
+            float(upstream),
+            d_table.data_ptr(),
+            0 if touched is None else touched.data_ptr(),
+        )
+        _give_back(trail)
+        returned = d_table if into is None else None
+        return *(None,) * 10, returned, *(d * upstream for d in d_weights)
+
+
+def density_at(field: Radiance, points: Tensor) -> Tensor:
+    """Density at points of the scene [N, 3] -> [N], per scene unit. Not differentiable."""
+    if reference_wanted():
+        with torch.no_grad():
+            features = hash_encode_reference(to_unit(points, field.unbounded), field.table, field.grid)
+            return torch.exp(mlp_reference(features, field.density)[:, 0] + field.shift)
+    points = points.contiguous()
+    out = empty((points.shape[0],), points)
+    grid, table, unbounded, shift, widths, weights, _, _ = field.arguments()
+    kernel("density", points, field.table)(grid, table, unbounded, shift, widths, weights, points.data_ptr(), points.shape[0], out.data_ptr())
+    return out
+
+
+def to_unit(points: Tensor, unbounded: bool) -> Tensor:
+    """Scene coordinates [N, 3] -> [0, 1]^3: the cube [-1, 1]^3 itself, or all of space contracted (mip-NeRF 360,
+    equation 10, with the max norm, so that the cube keeps straight axes and half of the grid's resolution)."""
+    if not unbounded:
+        return (0.5 * points + 0.5).clamp(0.0, 1.0)
+    reach = points.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
+    return points * (2.0 - 1.0 / reach) / reach * 0.25 + 0.5
+
+
+def render_rays_reference(
+    field: Radiance,
+    tracing: Tracing,
+    origin: Tensor,
+    direction: Tensor,
+    near: Tensor,
+    far: Tensor,
+    background: Tensor,
+    seed: int = 0,
+    distortion: bool = False,
+) -> Picture:
+    """`render_rays` in plain PyTorch, differentiable. With `distortion`, Picture.depth holds that loss per ray instead."""
+    t0, dt, count = march_reference(
+        origin, direction, near, far, tracing.bits, tracing.cascades, tracing.size, tracing.step, tracing.cone, tracing.most, seed
+    )
+    live = torch.arange(tracing.most) < count[:, None]
+    ray = torch.arange(origin.shape[0])[:, None].expand_as(live)[live]
+    t0, dt = t0[live], dt[live]
+    offset = torch.cat([torch.zeros(1, dtype=torch.int64), count.long().cumsum(0)])
+    middle = (t0 + 0.5 * dt)[:, None]
+    x = to_unit(origin[ray] + middle * direction[ray], field.unbounded)
+    geometry = mlp_reference(hash_encode_reference(x, field.table, field.grid), field.density)
+    sigma = torch.exp(geometry[:, 0] + field.shift)
+    inputs = torch.cat([geometry, spherical_harmonics_reference(direction)[ray]], dim=1)
+    rgb = torch.sigmoid(mlp_reference(inputs, field.colour))
+    weight, colour, opacity, depth = composite_reference(sigma, rgb, t0, t0 + dt, offset)
+    if distortion:
+        depth = torch.stack([_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in zip(offset[:-1], offset[1:], strict=True)])
+    return Picture(colour + (1 - opacity)[:, None] * background, opacity, depth, len(ray), len(ray))
+
+
+def _distortion(weight: Tensor, t0: Tensor, dt: Tensor) -> Tensor:
+    """Distortion loss of one ray as its double sum (mip-NeRF 360, equation 15)."""
+
+    def squash(t: Tensor) -> Tensor:
+        return t / (1 + t)
+
+    middle, width = squash(t0 + 0.5 * dt), squash(t0 + dt) - squash(t0)
+    apart = (middle[:, None] - middle[None, :]).abs()
+    return (weight[:, None] * weight[None, :] * apart).sum() + (weight**2 * width).sum() / 3
+
+
+def _reference_loss(picture: Picture, target: Tensor, huber: float, distortion: float) -> Loss:
+    error = picture.rgb - target
+    square = error**2
+    term = torch.where(error.abs() <= huber, square, 2 * huber * error.abs() - huber**2) if huber > 0 else square
+    apart = picture.depth.mean() if distortion > 0 else torch.zeros(())
+    detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:])
+    return Loss(term.mean() + distortion * apart, float(square.mean()), float(apart), detached)

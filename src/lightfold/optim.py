@@ -1,0 +1,125 @@
+"""Optimiser and schedules. One Adam for all methods; it can skip what a step did not touch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+
+Schedule = Callable[[float], float]
+"""Fraction of the training that is done, in [0, 1] -> factor on the learning rate."""
+
+
+def constant(fraction: float) -> float:
+    """No schedule."""
+    return 1.0
+
+
+def exponential_after(start: float, final: float) -> Schedule:
+    """1 until `start`, then log-linear to `final` at the end: the plateau finds the shape, the decay the detail."""
+
+    def schedule(fraction: float) -> float:
+        if fraction <= start:
+            return 1.0
+        return final ** ((fraction - start) / (1.0 - start))
+
+    return schedule
+
+
+def warm_up(schedule: Schedule, share: float, first: float = 0.01) -> Schedule:
+    """`schedule`, times a sine ramp from `first` to 1 over the first `share` of the training (mip-NeRF 360)."""
+
+    def ramped(fraction: float) -> float:
+        ramp = math.sin(0.5 * math.pi * min(fraction / share, 1.0)) if share > 0 else 1.0
+        return (first + (1.0 - first) * ramp) * schedule(fraction)
+
+    return ramped
+
+
+@dataclass
+class Group:
+    """Parameters that share a learning rate and its schedule."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    """L2 term added to the gradient (Adam's own form, not AdamW's)."""
+    schedule: Schedule = field(default=constant)
+    sparse: bool = False
+    """True: entries whose gradient is exactly zero keep their value and moments (instant-ngp's rule for hash tables)."""
+    touched: Tensor | None = None
+    """For a single sparse parameter: which lines of it can hold a gradient (see `ops.adam_`)."""
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) over groups, by `ops.adam_`, which clears the gradient as it goes.
+
+    Bias correction counts the steps of the whole optimiser, also for sparse groups: an entry first touched at step
+    1000 starts with the step size it would have had, had it been zero until then.
+    """
+
+    def __init__(self, groups: list[Group]) -> None:
+        self.groups = groups
+        self.step_count = 0
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        for group in groups:
+            for i, param in enumerate(group.params):
+                self.moments[f"{group.name}.{i}"] = (torch.zeros_like(param.data), torch.zeros_like(param.data))
+
+    def step(self, fraction: float) -> None:
+        """Move every parameter that has a gradient, then set that gradient to zero in place."""
+        self.step_count += 1
+        for group in self.groups:
+            lr = group.lr * group.schedule(fraction)
+            for i, param in enumerate(group.params):
+                if param.grad is None:
+                    continue
+                first, second = self.moments[f"{group.name}.{i}"]
+                ops.adam_(
+                    param.data,
+                    param.grad,
+                    first,
+                    second,
+                    step=self.step_count,
+                    lr=lr,
+                    betas=group.betas,
+                    eps=group.eps,
+                    weight_decay=group.weight_decay,
+                    sparse=group.sparse,
+                    touched=group.touched,
+                )
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of a step that was skipped."""
+        for group in self.groups:
+            for param in group.params:
+                if param.grad is not None:
+                    param.grad.zero_()
+
+    def gradients_are_finite(self) -> bool:
+        """Whether every gradient of every group is finite."""
+        grads = [p.grad for g in self.groups for p in g.params if p.grad is not None]
+        return all(bool(torch.isfinite(g.sum())) for g in grads)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed training needs, as tensors."""
+        tensors = {"step_count": torch.tensor(self.step_count, dtype=torch.int64)}
+        for name, (first, second) in self.moments.items():
+            tensors[f"{name}.first"] = first
+            tensors[f"{name}.second"] = second
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        self.step_count = int(tensors["step_count"])
+        for name, (first, second) in self.moments.items():
+            first.copy_(tensors[f"{name}.first"])
+            second.copy_(tensors[f"{name}.second"])
