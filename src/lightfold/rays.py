@@ -1,0 +1,209 @@
+"""Rays, the samples on them, and how sample positions are drawn.
+
+t   distance along a ray, in scene units (directions are unit vectors), t0 and t1 the ends of an interval
+R   number of rays, S number of samples, n number of intervals per ray
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ZERO, _INFINITY, _UNKNOWN = torch.tensor(0.0), torch.tensor(math.inf), torch.tensor(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """R rays, flat. Where `near`, `far`, `radius` or `view` is a scalar tensor, it holds for every ray."""
+
+    origin: Tensor
+    """[R, 3] in the world."""
+    direction: Tensor
+    """[R, 3] unit vectors in the world (`ndc_rays` is the one exception)."""
+    radius: Tensor = _ZERO
+    """[R] radius of the pixel's cone at distance 1: what mip-NeRF integrates over."""
+    near: Tensor = _ZERO
+    """[R] distance where the ray starts to count."""
+    far: Tensor = _INFINITY
+    """[R] distance where it ends; infinity when nothing bounds it."""
+    view: Tensor = _UNKNOWN
+    """[R] int64, index of the photo that the ray belongs to, -1 when unknown."""
+
+    def __post_init__(self) -> None:
+        if self.origin.ndim != 2 or self.origin.shape[-1] != 3 or self.origin.shape != self.direction.shape:
+            raise ValueError(
+                "Rays: expected origin and direction of the same shape [R, 3], "
+                f"got {list(self.origin.shape)} and {list(self.direction.shape)}"
+            )
+        count = self.origin.shape[0]
+        for name in ("radius", "near", "far", "view"):
+            value = getattr(self, name)
+            if value.ndim == 0:
+                dtype = torch.int64 if name == "view" else self.origin.dtype
+                full = torch.full((count,), value.item(), dtype=dtype, device=self.origin.device)
+                object.__setattr__(self, name, full)
+            elif value.shape != (count,):
+                raise ValueError(f"Rays: expected {name} of shape [{count}], got {list(value.shape)}")
+
+    def __len__(self) -> int:
+        return self.origin.shape[0]
+
+    def __getitem__(self, index: Any) -> Rays:
+        """The rays that a slice, mask or index tensor selects."""
+        return Rays(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, target: torch.device | str | torch.dtype) -> Rays:
+        """On another device, or in another float type (`view` stays int64)."""
+        keep = isinstance(target, torch.dtype)
+        moved = {f.name: getattr(self, f.name).to(target) for f in fields(self) if not (keep and f.name == "view")}
+        return Rays(**{"view": self.view, **moved})
+
+    def at(self, t: Tensor) -> Tensor:
+        """Points [R, n, 3] at distances t [R, n]."""
+        return self.origin[:, None] + t[..., None] * self.direction[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """S intervals, packed ray after ray: those of ray i are `offset[i]` up to `offset[i + 1]`, near to far."""
+
+    t0: Tensor
+    """[S] where the interval starts."""
+    t1: Tensor
+    """[S] where it ends."""
+    ray: Tensor
+    """[S] int64, index of the ray."""
+    offset: Tensor
+    """[R + 1] int64."""
+
+    @classmethod
+    def regular(cls, edges: Tensor) -> Samples:
+        """The same number of intervals on every ray, from their edges [R, n + 1]."""
+        rays, n = edges.shape[0], edges.shape[1] - 1
+        ray = torch.arange(rays, device=edges.device).repeat_interleave(n)
+        offset = torch.arange(rays + 1, device=edges.device) * n
+        return cls(edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1), ray, offset)
+
+    def __len__(self) -> int:
+        return self.t0.shape[0]
+
+    @property
+    def middle(self) -> Tensor:
+        """[S] the middle of each interval."""
+        return 0.5 * (self.t0 + self.t1)
+
+    @property
+    def length(self) -> Tensor:
+        """[S] the length of each interval."""
+        return self.t1 - self.t0
+
+    def positions(self, rays: Rays) -> Tensor:
+        """Points [S, 3] in the middle of the intervals."""
+        return rays.origin[self.ray] + self.middle[:, None] * rays.direction[self.ray]
+
+
+def _one_per_stratum(rows: int, n: int, rng: torch.Generator | None, like: Tensor) -> Tensor:
+    """[rows, n] increasing numbers of [0, 1), one in each n-th part: uniform in it, or its middle without a
+    generator."""
+    start = torch.arange(n, dtype=like.dtype, device=like.device)
+    if rng is None:
+        return ((start + 0.5) / n).expand(rows, n)
+    jitter = torch.rand(rows, n, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
+    # The sum may round up to n; the half-open interval must stay half-open.
+    return ((start + jitter) / n).clamp_max(1.0 - torch.finfo(like.dtype).eps)
+
+
+def stratified(near: Tensor, far: Tensor, n: int, rng: torch.Generator | None) -> Tensor:
+    """One distance in each of n equal parts of [near, far] (NeRF 2020, eq. 2).
+
+    Args:
+        near, far: [R], finite.
+        n: samples per ray.
+        rng: draws uniformly in each part; None takes the middles (evaluation must repeat).
+
+    Returns:
+        t [R, n], increasing.
+    """
+    share = _one_per_stratum(near.shape[0], n, rng, near)
+    return near[:, None] + (far - near)[:, None] * share
+
+
+def sample_pdf(edges: Tensor, weights: Tensor, m: int, rng: torch.Generator | None) -> Tensor:
+    """Draws m distances per ray from the step function that `weights` is (NeRF 2020, section 5.2, eq. 5).
+
+    The inverse of the cumulative distribution, evaluated at one number per m-th part of [0, 1]. A bin without weight is
+    never drawn from; a ray whose weights are all zero is sampled as if they were equal. No gradient passes: where to
+    look next is not what the loss should teach the weights.
+
+    Args:
+        edges: ends of the bins [R, n + 1], increasing.
+        weights: mass of each bin [R, n], not negative; need not sum to one.
+        m: samples per ray.
+        rng: draws uniformly in each part; None takes the middles.
+
+    Returns:
+        t [R, m], increasing.
+    """
+    if edges.ndim != 2 or weights.shape != (edges.shape[0], edges.shape[1] - 1):
+        raise ValueError(
+            "sample_pdf: expected edges [R, n + 1] and weights [R, n], "
+            f"got {list(edges.shape)} and {list(weights.shape)}"
+        )
+    with torch.no_grad():
+        total = weights.sum(-1, keepdim=True)
+        mass = torch.where(total > 0, weights, torch.ones_like(weights))
+        cumulative = torch.cumsum(mass, -1)
+        # x / x is one exactly, and bins without weight after the last that has some keep that one exactly.
+        cdf = torch.cat([torch.zeros_like(total), cumulative / cumulative[:, -1:]], dim=-1)
+        u = _one_per_stratum(edges.shape[0], m, rng, edges).contiguous()
+        upper = torch.searchsorted(cdf, u, right=True).clamp_(1, weights.shape[1])
+        cdf0, cdf1 = cdf.gather(1, upper - 1), cdf.gather(1, upper)
+        edge0, edge1 = edges.gather(1, upper - 1), edges.gather(1, upper)
+        share = (u - cdf0) / (cdf1 - cdf0).clamp_min(torch.finfo(edges.dtype).tiny)
+        return torch.lerp(edge0, edge1, share.clamp(0.0, 1.0))
+
+
+def ndc_rays(rays: Rays, focal: float, width: int, height: int, near: float = 1.0) -> Rays:
+    """Rays of a forward-facing capture in normalised device coordinates (NeRF 2020, appendix C).
+
+    The world must be the frame of the average camera. The paper's axes look along -z; these are OpenCV's, so its
+    formulas appear here with z (and y) negated: x' = 2f/W x/z, y' = 2f/H y/z, z' = 1 - 2 near/z. The frustum beyond the
+    near plane becomes the cube [-1, 1]^3: the near plane is z' = -1, infinity is z' = +1.
+
+    Args:
+        rays: with direction z > 0.
+        focal: focal length in pixels.
+        width, height: of the picture in pixels.
+        near: distance of the near plane along z.
+
+    Returns:
+        rays with origin on the near plane and **directions that are not unit**: at t = 0 the ray is on the near plane,
+        at t = 1 at infinity, and near = 0, far = 1 say so. Multiply intervals by the direction's length for distances
+        in this space. `radius` is the constant half-width of the pixel's tube at the near plane.
+
+    Raises:
+        ValueError: a ray does not look forward.
+    """
+    z = rays.direction[:, 2]
+    if bool((z <= 0).any()):
+        raise ValueError(f"ndc_rays: expected directions with z > 0 (forward-facing), got z = {float(z.min()):.4g}")
+    to_near = (near - rays.origin[:, 2]) / z
+    origin = rays.origin + to_near[:, None] * rays.direction
+    scale = origin.new_tensor([2.0 * focal / width, 2.0 * focal / height])
+    start = scale * origin[:, :2] / near
+    end = scale * rays.direction[:, :2] / z[:, None]
+    ones = torch.ones_like(z)[:, None]
+    # A pixel's tube: its cone's width at the near plane, magnified as the plane is.
+    radius = rays.radius * to_near.abs() * scale.mean() / near
+    return Rays(
+        origin=torch.cat([start, -ones], dim=-1),
+        direction=torch.cat([end - start, 2.0 * ones], dim=-1),
+        radius=radius,
+        near=torch.zeros_like(z),
+        far=torch.ones_like(z),
+        view=rays.view,
+    )
