@@ -1,0 +1,361 @@
+"""Videos and stills from a method and a list of cameras.
+
+Everything that can be shown of a picture has a name in `OUTPUTS`: its colour, depth, surface normal and opacity.
+Frames are written as they are rendered and files appear under their final names only when they are whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import pictures
+from .cameras import Camera
+from .errors import RunError
+
+if TYPE_CHECKING:
+    from av import VideoStream
+    from av.container import OutputContainer
+
+    from .methods.base import Image, Method
+
+OUTPUTS = ("rgb", "depth", "normal", "alpha")
+PREVIEW_SIDE = 96
+PREVIEW_FRAMES = 6
+
+Progress = Callable[[int, int], None]
+"""Called with (frames done, frames in all) after every frame."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a call of `render_path` or `render_stills` left on disk."""
+
+    files: tuple[Path, ...]
+    frames: int
+    notes: tuple[str, ...] = ()
+    """What is worth telling the user: an encoder that was missing, normals that were taken from depth."""
+
+
+def render_path(
+    method: Method,
+    cameras: Camera | Sequence[Camera],
+    out: Path | str,
+    fps: float = 24.0,
+    outputs: Sequence[str] = ("rgb",),
+    progress: Progress | None = None,
+    *,
+    separate: bool = False,
+    background: Tensor | None = None,
+    crf: int = 18,
+) -> Rendering:
+    """Render every camera into an MP4 (H.264, yuv420p, BT.709, so that browsers and phones play it).
+
+    cameras: a batch or a list of one size, in scene coordinates, of any lens. `out` ends in .mp4.
+    outputs: of `OUTPUTS`, side by side in that order, or each in its own file (`separate`: out_rgb.mp4, ...).
+    crf: 0 (largest) to 51 (worst); 18 is visually close to lossless. Odd sizes grow by one repeated row or column.
+    An interruption at any moment leaves nothing, or an older video, under the final name.
+    """
+    out = Path(out)
+    frames = list_cameras(cameras)
+    _check_outputs(outputs)
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"out: expected a name that ends in .mp4, got {out.name!r}")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf: expected 0 to 51, got {crf}")
+    if not fps > 0:
+        raise ValueError(f"fps: expected a positive rate, got {fps}")
+    sizes = {(camera.width, camera.height) for camera in frames}
+    if len(sizes) > 1:
+        raise ValueError(f"cameras: expected one size for a video, got {sorted(sizes)}")
+    limits = path_depth_range(method, frames) if "depth" in outputs else None
+    targets = [out.with_name(f"{out.stem}_{name}.mp4") for name in outputs] if separate else [out]
+    writers = [VideoWriter(target, fps, crf) for target in targets]
+    notes: list[str] = []
+    try:
+        for done, camera in enumerate(frames, start=1):
+            image = method.render(camera, background)
+            shown = [shown_output(image, camera, name, limits, notes) for name in outputs]
+            for writer, picture in zip(writers, shown if separate else [np.hstack(shown)], strict=True):
+                writer.add(picture)
+            if progress is not None:
+                progress(done, len(frames))
+        for writer in writers:
+            writer.finish()
+    finally:
+        for writer in writers:
+            writer.discard()
+    notes += [writer.note for writer in writers[:1] if writer.note]
+    return Rendering(tuple(targets), len(frames), tuple(notes))
+
+
+def render_stills(
+    method: Method,
+    cameras: Camera | Sequence[Camera],
+    folder: Path | str,
+    names: Sequence[str] | None = None,
+    outputs: Sequence[str] = ("rgb",),
+    progress: Progress | None = None,
+    *,
+    background: Tensor | None = None,
+    depth_as: str = "colour",
+    depth_unit: float = 0.001,
+    suffix: str = ".png",
+) -> Rendering:
+    """Render every camera into pictures folder/NAME_rgb.png, NAME_depth.png, ...; sizes may differ.
+
+    names: one per camera (folders in them become underscores), or None for 0000, 0001, ...
+    depth_as: "colour" (one scale for all), "png16" (uint16 in steps of `depth_unit` capture units, 0 empty, at most
+    65535 steps) or "npy" (float32 in capture units). Depth is the distance along the ray, not z.
+    """
+    folder = Path(folder)
+    frames = list_cameras(cameras)
+    _check_outputs(outputs)
+    if depth_as not in ("colour", "png16", "npy"):
+        raise ValueError(f"depth_as: expected colour, png16 or npy, got {depth_as!r}")
+    if suffix not in (".png", ".jpg"):
+        raise ValueError(f"suffix: expected .png or .jpg, got {suffix!r}")
+    if names is not None and len(names) != len(frames):
+        raise ValueError(f"names: expected {len(frames)}, one per camera, got {len(names)}")
+    stems = [f"{i:04d}" for i in range(len(frames))] if names is None else unique_stems(names)
+    limits = path_depth_range(method, frames) if "depth" in outputs and depth_as == "colour" else None
+    capture_per_scene = 1.0 / method.info.scene_from_capture.scale
+    files: list[Path] = []
+    notes: list[str] = []
+    saturated = 0
+    for done, (camera, stem) in enumerate(zip(frames, stems, strict=True), start=1):
+        image = method.render(camera, background)
+        for name in outputs:
+            if name == "depth" and depth_as != "colour":
+                files.append(folder / f"{stem}_depth.{'npy' if depth_as == 'npy' else 'png'}")
+                # Where most of the ray went through, an expected depth means nothing; 0 says so.
+                depth = torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene
+                saturated += pictures.save_depth(files[-1], depth, depth_unit)
+            else:
+                files.append(folder / f"{stem}_{name}{suffix}")
+                pictures.save_picture(files[-1], shown_output(image, camera, name, limits, notes))
+        if progress is not None:
+            progress(done, len(frames))
+    if saturated:
+        most = f"{65535 * depth_unit:g} capture units"
+        notes.append(f"{saturated} depth pixels lie beyond {most}, the most that a 16-bit file holds.")
+    return Rendering(tuple(files), len(frames), tuple(notes))
+
+
+# --- what a picture shows -------------------------------------------------------------------------------------------
+
+
+def shown_output(
+    image: Image, camera: Camera, name: str, limits: tuple[float, float] | None, notes: list[str] | None = None
+) -> np.ndarray:
+    """One of `OUTPUTS` as colours [H, W, 3] uint8. Normals are in world axes, from depth if the method has none."""
+    if name == "rgb":
+        return pictures.to_uint8(image.rgb)
+    if name == "depth":
+        return pictures.depth_colours(image.depth, image.alpha, limits)
+    if name == "alpha":
+        return pictures.alpha_colours(image.alpha)
+    if name != "normal":
+        raise ValueError(f"name: expected one of {', '.join(OUTPUTS)}, got {name!r}")
+    normal = image.normal
+    if normal is None:
+        normal = normals_from_depth(camera, image.depth, image.alpha)
+        sentence = "The method gives no normals; those shown are the slopes of its depth."
+        if notes is not None and sentence not in notes:
+            notes.append(sentence)
+    return pictures.normal_colours(normal, image.alpha)
+
+
+def normals_from_depth(camera: Camera, depth: Tensor, alpha: Tensor) -> Tensor:
+    """Unit normals [H, W, 3] in world axes of the surface that depth [H, W] (along the ray) describes, for any lens.
+
+    Central differences of the surface points along rows and columns, turned towards the camera; 0 where alpha is at
+    most a half and where a neighbour is unknown.
+    """
+    rays = camera.rays(camera.pixel_grid())
+    depth, alpha = depth.to(rays.direction), alpha.to(rays.direction)
+    known = (alpha > 0.5) & (depth > 0)
+    points = rays.origin + rays.direction * depth.reshape(-1, 1)
+    points = points.reshape(*depth.shape, 3)
+    along_x = torch.zeros_like(points)
+    along_y = torch.zeros_like(points)
+    along_x[:, 1:-1] = points[:, 2:] - points[:, :-2]
+    along_y[1:-1] = points[2:] - points[:-2]
+    normal = F.normalize(torch.linalg.cross(along_y, along_x), dim=-1)
+    towards = -(normal * rays.direction.reshape(normal.shape)).sum(dim=-1, keepdim=True)
+    normal = normal * torch.where(towards < 0, -1.0, 1.0).to(normal.dtype)
+    usable = torch.zeros_like(known)
+    usable[1:-1, 1:-1] = known[1:-1, 1:-1] & known[1:-1, 2:] & known[1:-1, :-2] & known[2:, 1:-1] & known[:-2, 1:-1]
+    return torch.where(usable[..., None], normal, torch.zeros_like(normal))
+
+
+def path_depth_range(method: Method, cameras: Sequence[Camera]) -> tuple[float, float]:
+    """Nearest and farthest depth of a whole path, from a few small frames of it.
+
+    A video needs one scale for all its frames, or its colours flicker.
+    """
+    chosen = sorted({round(i) for i in np.linspace(0, len(cameras) - 1, PREVIEW_FRAMES)})
+    limits = []
+    for i in chosen:
+        camera = cameras[i]
+        shrink = min(1.0, PREVIEW_SIDE / max(camera.width, camera.height))
+        small = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
+        image = method.render(small, None)
+        limits.append(pictures.depth_range(image.depth, image.alpha))
+    seen = [pair for pair in limits if pair[0] > 0]
+    return (min(near for near, _ in seen), max(far for _, far in seen)) if seen else (0.0, 0.0)
+
+
+def as_panorama(cameras: Camera, height: int = 1024) -> Camera:
+    """The same poses with a full 360 x 180 degree equirectangular lens of size 2 height x height."""
+    if height < 1:
+        raise ValueError(f"height: expected at least 1 pixel, got {height}")
+    return Camera.panorama(cameras.cam_from_world, 2 * height, height)
+
+
+def list_cameras(cameras: Camera | Sequence[Camera]) -> list[Camera]:
+    """Single cameras, from a batch [n], one camera, or a list that may mix lenses."""
+    if isinstance(cameras, Camera):
+        frames = [cameras[i] for i in range(len(cameras))] if cameras.shape else [cameras]
+    else:
+        frames = list(cameras)
+    if not frames:
+        raise ValueError("cameras: expected at least one, got none")
+    return frames
+
+
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """File names without suffix for view names: safe on any system, and different where the names differ."""
+    stems = [pictures.safe_name(name) for name in names]
+    taken = {stem.lower() for stem in stems}
+    alike = len(taken) < len(stems)
+    return [f"{i:04d}_{stem}" for i, stem in enumerate(stems)] if alike else stems
+
+
+def _check_outputs(outputs: Sequence[str]) -> None:
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs or len(set(outputs)) < len(outputs):
+        raise ValueError(f"outputs: expected different names among {', '.join(OUTPUTS)}, got {list(outputs)}")
+
+
+# --- the video file -------------------------------------------------------------------------------------------------
+
+
+class VideoWriter:
+    """An MP4 that comes into being frame by frame beside its final name and takes that name in `finish`.
+
+    `discard` removes what is not finished and does nothing after `finish`; call it in a `finally`, or use `with`.
+    """
+
+    def __init__(self, path: Path, fps: float, crf: int = 18) -> None:
+        self.path = path
+        self.note = ""
+        """One sentence when the encoder that was wanted is missing."""
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self._crf = crf
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._size = (0, 0)
+
+    def add(self, picture: np.ndarray) -> None:
+        """Append a frame [H, W, 3] uint8; all frames have the size of the first."""
+        import av
+
+        height, width = picture.shape[:2]
+        even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        try:
+            container, stream = self._open(even.shape[1], even.shape[0])
+            if (even.shape[1], even.shape[0]) != self._size:
+                raise ValueError(f"picture: expected {self._size[0]} x {self._size[1]}, got {width} x {height}")
+            # Players guess the colour matrix of untagged video by its height, which shifts colours; so it is tagged.
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            container.mux(stream.encode(frame))
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and give the file its name."""
+        import av
+
+        if self._container is None or self._stream is None:
+            return
+        try:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
+            os.replace(self._partial, self.path)
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
+
+    def discard(self) -> None:
+        """Drop an unfinished file."""
+        import av
+
+        if self._container is None:
+            return
+        try:
+            self._container.close()
+        except (av.FFmpegError, OSError):
+            self.note = "The unfinished video could not be closed."
+        self._container = None
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        self.discard()
+
+    def _open(self, width: int, height: int) -> tuple[OutputContainer, VideoStream]:
+        """The file and its stream, made at the first frame, whose size is the video's."""
+        if self._container is not None and self._stream is not None:
+            return self._container, self._stream
+        import av
+        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # The index at the front lets a browser start before the file has arrived.
+        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
+        codec, options = _encoder(self._crf)
+        if codec != "libx264":
+            self.note = "PyAV has no H.264 encoder here, so the video is MPEG-4 part 2, which some browsers refuse."
+        stream = cast("VideoStream", self._container.add_stream(codec, rate=self._fps, options=options))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.color_range = ColorRange.MPEG
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_primaries = ColorPrimaries.BT709
+        stream.codec_context.color_trc = ColorTrc.BT709
+        self._stream = stream
+        self._size = (width, height)
+        return self._container, stream
+
+    def _failure(self, error: Exception) -> RunError:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return RunError(f"The video {self.path} could not be written: {reason}.")
+
+
+def _encoder(crf: int) -> tuple[str, dict[str, str]]:
+    """Name and options of the best encoder in this build of PyAV."""
+    import av
+
+    if "libx264" in av.codecs_available:
+        return "libx264", {"crf": str(crf), "preset": "medium"}
+    # MPEG-4's quantiser runs from 1 to 31; crf 18 becomes 3.
+    return "mpeg4", {"qscale": str(max(1, round(crf / 6)))}
