@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from . import pictures
 from .errors import ConfigError, LightfoldError
 from .files import whole_file
+from .machine import peak_memory_bytes
 from .metrics import LPIPS_SMALLEST_SIDE, WINDOW, Perceptual, lpips_or_reason, psnr, ssim
 
 if TYPE_CHECKING:
@@ -237,16 +237,6 @@ def _protocol(
         "masked": "pixels of the mask; for SSIM windows centred in it",
         "lpips": distance if isinstance(distance, str) else f"{net}, version 0.1, pictures scaled to [-1, 1]",
     }
-
-
-def peak_memory_bytes() -> int | None:
-    """The most memory this process has held, or None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _stem(views: Sequence[int] | str) -> str:

@@ -70,8 +70,5 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define render()")
 
-    def before_step(self, step: int, fraction: float) -> None:
-        """Called before the batch is drawn; `fraction` in [0, 1] is how much of the budget is spent."""
-
     def after_step(self, step: int, optim: Adam) -> None:
         """Called when the parameters have moved: densify, prune, refresh a grid."""

@@ -1,0 +1,146 @@
+"""The command line: finds the verb, runs it, and says in words whatever goes wrong.
+
+This file imports nothing heavy, so `lightfold --help` answers at once; a verb's module is imported
+when it is asked for.
+A verb is one file with `main(arguments: list[str]) -> None`, and one line in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..errors import LightfoldError
+from . import console
+
+VERBS = {
+    "run": "everything in one command: train, score on held-out views, write a report and a video",
+    "train": "train a method on a capture, or go on with a run that was interrupted",
+    "eval": "score a run on held-out views, with pictures of truth, rendering, error and depth",
+    "render": "render a video or stills from a run: orbit, spiral, a flight, held-out views, a camera-path file",
+    "info": "say what a capture, a run or a checkpoint is, and whether it is healthy",
+    "doctor": "say what is installed, which kernels run here, and what is slow and why",
+}
+
+DONE, WENT_WRONG, INTERRUPTED = 0, 2, 130
+"""Exit codes. 130 is what shells report for a program stopped by Ctrl-C."""
+
+DEBUG = "LIGHTFOLD_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. `arguments` defaults to those of the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] == "help":
+        words = [*words[1:2], "--help"]
+    if not words or words[0] in ("-h", "--help"):
+        console.say(overview())
+        return DONE
+    if words[0] in ("-V", "--version"):
+        console.say(f"lightfold {_version()}")
+        return DONE
+    handler = console.show_warnings()
+    try:
+        return _run(words[0], words[1:])
+    finally:
+        logger = logging.getLogger("lightfold")
+        for attached in [handler, *(h for h in logger.handlers if isinstance(h, logging.FileHandler))]:
+            logger.removeHandler(attached)
+            attached.close()
+
+
+def overview() -> str:
+    """The text of `lightfold --help`."""
+    lines = [
+        "Photos or video in; a radiance field you can look at, measure and export out, on the computer you have.",
+        "",
+        "usage: lightfold VERB ...",
+        "",
+        *(f"  {verb:<8}{what}" for verb, what in VERBS.items()),
+        "",
+        "Start with:         lightfold run CAPTURE",
+        "A verb's options:   lightfold VERB --help",
+        f"Python tracebacks:  set {DEBUG}=1",
+    ]
+    return "\n".join(lines)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    """One verb, with every way in which it can end."""
+    try:
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=2) or list(VERBS)
+            raise LightfoldError(
+                f"There is no verb '{verb}'. Did you mean {' or '.join(near)}? See `lightfold --help`."
+            )
+        import_module(f".{verb}", __name__).main(arguments)
+    except SystemExit as stop:  # The parser has shown help, or what is wrong with the arguments.
+        return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else WENT_WRONG
+    except KeyboardInterrupt as stop:
+        console.complain(str(stop) or "Stopped.")
+        return INTERRUPTED
+    except BrokenPipeError:  # `lightfold info X | head` has read enough. Nothing more may be written, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        console.complain(in_words(error))
+    else:
+        return DONE
+    return WENT_WRONG
+
+
+def in_words(error: Exception) -> str:
+    """What to tell the user about an exception. One that is no fault of theirs goes to a log file, which is named."""
+    if isinstance(error, LightfoldError):
+        return str(error)
+    # PyTorch reports a failed allocation as a RuntimeError.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return (
+            "There is not enough memory. Close other programs, or use less: smaller pictures (--scene.downscale 2) "
+            "or a smaller preset."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        where = f" while {error.filename} was being written" if error.filename else ""
+        return f"The disk is full{where}. Free some space and run the same command again; finished work is kept."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} may not be read or written by this user ({error.strerror})."
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"Something went wrong that should not have: {type(error).__name__}{': ' + reason if reason else ''}. "
+        f"The details are in {_log_crash(error)}; please attach that file to a bug report."
+    )
+
+
+def _log_crash(error: Exception) -> Path:
+    """Write the traceback to the run's log where there is a run, else to a file of its own, and return its path."""
+    text = "".join(traceback.format_exception(error))
+    logger = logging.getLogger("lightfold")
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "Crash.\n%s", (text,), None))
+            return Path(handler.baseFilename)
+    try:
+        number, name = tempfile.mkstemp(prefix="lightfold-", suffix=".log", text=True)
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(f"lightfold {_version()} {' '.join(sys.argv[1:])}\n{text}")
+    except OSError:
+        return Path(f"nowhere, because no file could be written; set {DEBUG}=1 to see them")
+    return Path(name)
+
+
+def _version() -> str:
+    try:
+        return version("lightfold")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,84 @@
+"""What the command line shows: plain sentences on standard output, complaints in red on standard error, progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Report(Protocol):
+    """Called with (done, in all)."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def say(text: str, style: str = "") -> None:
+    """A line on standard output, not wrapped, so that a path in it can be copied."""
+    Console(highlight=False).print(Text(text, style=style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """A sentence in red on standard error."""
+    Console(stderr=True, highlight=False).print(Text(text, style="bold red"), soft_wrap=True)
+
+
+def remark(text: str) -> None:
+    """A sentence in yellow on standard error: something the user should know that stops nothing."""
+    Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+
+
+def table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
+    """Two columns: what it is, and its value. Lines are not wrapped, so that a path in one can be copied."""
+    shown = Console(highlight=False)
+    if title:
+        shown.print(Text(title, style="bold cyan"), soft_wrap=True)
+    width = max((len(name) for name, _ in rows), default=0) + 2
+    for name, value in rows:
+        shown.print(Text.assemble((name.ljust(width), "bold"), value), soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """A progress bar on standard error with an ETA. The bar is not drawn where standard error is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+
+        def report(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        yield report
+
+
+class _Remarks(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        remark(record.getMessage())
+
+
+def show_warnings() -> logging.Handler:
+    """Show warnings of the package as remarks; returns the handler, for whoever takes it off again."""
+    handler = _Remarks(level=logging.WARNING)
+    logging.getLogger("lightfold").addHandler(handler)
+    return handler
+
+
+def keep_log(path: Path) -> None:
+    """Also write what the package logs to this file. `main` detaches it when the verb has ended."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("lightfold")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,207 @@
+"""lightfold doctor: what is installed, which kernels run here, what is slow and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from .. import machine
+from ..errors import LightfoldError
+from . import console
+from .arguments import parse
+
+DESCRIPTION = (
+    """Say what is installed, which kernels run here, and what is slow and why, with the command that fixes it."""
+)
+EXTRAS = {"lpips": (("torchmetrics", "torchvision"), "LPIPS scores")}
+NEEDED = ("torch", "numpy", "pillow", "tyro", "rich", "av", "safetensors", "pyyaml", "tensorboard", "psutil")
+SAMPLES = 1 << 15
+"""Points in a measurement: enough to fill the caches, few enough for a tenth of a second."""
+
+
+@dataclass(frozen=True)
+class DoctorArguments:
+    measure: bool = True
+    """Measure for a second how fast the kernels are."""
+
+
+def main(words: list[str]) -> None:
+    """The verb. An error when what the package cannot do without is missing."""
+    arguments = parse(DoctorArguments, words, "doctor", DESCRIPTION, DoctorArguments())
+    missing = [name for name in NEEDED if machine.package_version(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise LightfoldError(
+            f"These packages are missing: {names}. Install them with `{sys.executable} -m pip install {names}`."
+        )
+    import torch
+
+    torch.set_num_threads(machine.default_threads())
+    advice: list[str] = []
+    rows = [*system(), *packages(), *kernels(advice), *devices(), *caches()]
+    if arguments.measure and machine.instruction_set() != "not built":
+        rows += speed(advice)
+    console.table(rows, title="lightfold doctor")
+    for sentence in advice:
+        console.remark(sentence)
+    if machine.instruction_set() == "not built":
+        raise LightfoldError(
+            "The native kernels are not built, so nothing can be trained. Build them with `pip install .` in the "
+            "repository; it needs a C++ compiler."
+        )
+    if not advice:
+        console.say("Nothing is wrong here.", style="green")
+
+
+def system() -> list[tuple[str, str]]:
+    """Python, operating system, processor, memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return [
+        ("Python", f"{platform.python_version()} at {sys.executable}"),
+        ("system", platform.platform()),
+        ("processor", f"{machine.processor()}, {machine.usable_cores()} of {os.cpu_count()} logical cores usable"),
+        ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+    ]
+
+
+def packages() -> list[tuple[str, str]]:
+    """Versions, and which extras are there."""
+    rows = [("lightfold", machine.package_version("lightfold") or "not installed (used from its source folder)")]
+    rows.append(("packages", ", ".join(f"{name} {machine.package_version(name)}" for name in NEEDED)))
+    for extra, (modules, purpose) in EXTRAS.items():
+        lacking = [name for name in modules if find_spec(name) is None]
+        state = "installed" if not lacking else f'not installed; `pip install "lightfold[{extra}]"` adds {purpose}'
+        rows.append((f"extra [{extra}]", state))
+    return rows
+
+
+def kernels(advice: list[str]) -> list[tuple[str, str]]:
+    """Instruction set and threads, with what is wrong about them."""
+    import torch
+
+    threads, cores = torch.get_num_threads(), machine.usable_cores()
+    if threads < cores and "OMP_NUM_THREADS" in os.environ:
+        advice.append(
+            f"Only {threads} of {cores} cores are used, because OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} "
+            "says so; `unset OMP_NUM_THREADS` uses them all."
+        )
+    busy = _load()
+    if busy is not None and busy > 0.5 * cores:
+        advice.append(
+            f"Other programs keep {busy:.1f} of {cores} cores busy, so training is slower than it could be (see `top`)."
+        )
+    if machine.instruction_set() == "not built":
+        return [("kernels", "not built"), ("threads", str(threads))]
+    from .. import ops
+
+    native = ops.native_info()
+    isas = [str(name) for name in native["available"]]  # type: ignore[attr-defined]
+    isa = str(native["isa"])
+    if isa != isas[0]:
+        chosen = f"LIGHTFOLD_ISA={os.environ['LIGHTFOLD_ISA']}" if "LIGHTFOLD_ISA" in os.environ else "something"
+        advice.append(
+            f"The kernels use {isa} where {isas[0]} would run, because {chosen} says so; `unset LIGHTFOLD_ISA`."
+        )
+    elif isa == "portable" and platform.machine().lower() in ("x86_64", "amd64"):
+        advice.append(
+            "This processor, or the virtual machine around it, has no AVX2; with it training is several times faster."
+        )
+    return [
+        ("kernels", f"{isa} (this processor can run {', '.join(isas)})"),
+        ("threads", f"{threads} of {cores} cores"),
+    ]
+
+
+def _load() -> float | None:
+    """Cores that other programs keep busy, over a fifth of a second; None where the system does not say."""
+    import psutil
+
+    try:
+        share = psutil.cpu_percent(interval=0.2) / 100
+    except (OSError, psutil.Error):
+        return None
+    return share * (os.cpu_count() or 1)
+
+
+def devices() -> list[tuple[str, str]]:
+    """GPUs that PyTorch sees. They are not used yet."""
+    import torch
+
+    seen = []
+    if torch.cuda.is_available():
+        seen = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    elif getattr(torch, "xpu", None) is not None and torch.xpu.is_available():
+        seen = [torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())]
+    elif torch.backends.mps.is_available():
+        seen = ["Apple GPU"]
+    return [
+        (
+            "GPU",
+            f"{', '.join(seen)}; this version trains on the processor"
+            if seen
+            else "none that PyTorch sees; none is needed",
+        )
+    ]
+
+
+def caches() -> list[tuple[str, str]]:
+    """Where decoded pictures are kept, and how much."""
+    folder = machine.cache_folder()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    free = shutil.disk_usage(_existing(folder)).free
+    return [("picture cache", f"{folder}: {size / 2**20:.0f} MiB, may be deleted; {free / 2**30:.0f} GiB free")]
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def speed(advice: list[str]) -> list[tuple[str, str]]:
+    """Points per second through encoding and density network, forward, on all threads and on one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [("speed", f"{points_per_second() / 1e6:.1f} M points/s through encoding and network")]
+    torch.set_num_threads(1)
+    one = points_per_second()
+    torch.set_num_threads(threads)
+    many = points_per_second()
+    if many < 0.6 * threads * one:
+        advice.append(
+            f"{threads} threads are only {many / one:.1f} times as fast as one: the cores are shared with other "
+            f"programs, or are two names of one core; try `--threads {max(1, threads // 2)}` and compare rays/s."
+        )
+    return [
+        (
+            "speed",
+            f"{many / 1e6:.1f} M points/s through encoding and network on {threads} threads, {one / 1e6:.1f} M on one",
+        )
+    ]
+
+
+def points_per_second(seconds: float = 0.3) -> float:
+    """Rate of the default method's encoding and density network, on random points; the best of a few repetitions."""
+    import torch
+
+    from .. import ops
+
+    generator = torch.Generator().manual_seed(0)
+    grid = ops.HashGrid()
+    table = 1e-4 * torch.randn(grid.rows, grid.features, generator=generator)
+    weights = [0.1 * torch.randn(shape, generator=generator) for shape in ((64, grid.width), (16, 64))]
+    points = torch.rand(SAMPLES, 3, generator=generator)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        ops.mlp(ops.hash_encode(points, table, grid), weights)
+        best = min(best, time.perf_counter() - start)
+    return SAMPLES / best

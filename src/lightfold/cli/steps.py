@@ -1,0 +1,140 @@
+"""The steps that verbs share: open a capture, make its scene, begin or continue a run, open a run's scene again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import machine, trainer
+from ..capture import Capture
+from ..config import RunConfig, TrainConfig
+from ..errors import CaptureError, ConfigError, RunError
+from ..formats import FORMATS, open_capture
+from ..methods import method_class
+from ..run import Run, is_run, next_folder
+from ..scene import Scene, SceneConfig, load_scene
+from . import console
+
+UNPOSED = (
+    "{path} holds {count} pictures without camera poses, and finding poses is not in this version yet. Give a folder "
+    "that also has a transforms.json, or the COLMAP model of the same pictures in sparse/0."
+)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user stopped the program; the message says how to go on."""
+
+
+def posed_capture(path: str | Path, format: str = "auto") -> Capture:
+    """A capture's frames that have a pose. ConfigError for an unknown format, CaptureError when nothing has a pose."""
+    if format not in ("auto", *FORMATS):
+        raise ConfigError(f"There is no format called '{format}'. Known are auto, {', '.join(FORMATS)}.")
+    capture = open_capture(path, format)
+    posed = capture.posed()
+    if not posed.frames:
+        raise CaptureError(UNPOSED.format(path=path, count=len(capture.frames)))
+    return posed
+
+
+def make_scene(capture: Capture, config: SceneConfig) -> Scene:
+    """The scene of a capture, with a progress bar while its pictures are decoded."""
+    with console.progress("reading pictures") as report:
+
+        def progress(what: str, done: int, total: int) -> None:
+            report(done, total)
+
+        scene = load_scene(capture, config, machine.cache_folder(), progress)
+    for note in scene.info.notes:
+        console.remark(note)
+    return scene
+
+
+def capture_name(path: str | Path) -> str:
+    """The name of a capture for folders: that of its folder, also when a file in it was given."""
+    resolved = Path(path).expanduser().resolve()
+    return (resolved.parent if resolved.is_file() else resolved).name or "capture"
+
+
+def begin(config: RunConfig, out: Path | None) -> tuple[Run, Scene]:
+    """A new run and its scene; or, when `out` is a run of the same configuration, that run with the new budget."""
+    use_threads(config.train.threads)
+    if out is not None and is_run(out):
+        return resume(_same_run(out, config))
+    scene = make_scene(posed_capture(config.capture, config.format), config.scene)
+    name = config.method.replace(":", "-")
+    folder = out or next_folder(Path("runs") / capture_name(config.capture), name)
+    run = Run.create(folder, config, scene.info)
+    console.keep_log(run.path / "log.txt")
+    return run, scene
+
+
+def _same_run(out: Path, config: RunConfig) -> Run:
+    run = Run.open(out)
+    for name in ("capture", "method", "model", "scene", "format"):
+        if getattr(run.config, name) != getattr(config, name):
+            raise RunError(
+                f"{out} is a run with another {name}; choose another --out, or go on with it: `lightfold train {out}`."
+            )
+    budget(run, config.train)
+    return run
+
+
+def budget(run: Run, train: TrainConfig) -> None:
+    """Give a run the budget and habits in `train` where they differ from the defaults; what is not named stays."""
+    plain = TrainConfig()
+    changed = {name: value for name, value in vars(train).items() if value != getattr(plain, name)}
+    if changed.get("seed", run.config.train.seed) != run.config.train.seed:
+        raise RunError(
+            f"{run.path} was begun with seed {run.config.train.seed}, which cannot change; choose another --out."
+        )
+    # `--minutes 10` on a run that was given steps means ten minutes, not whichever ends first.
+    if "minutes" in changed or "steps" in changed:
+        changed = {"minutes": None, "steps": None} | changed
+    wanted = replace(run.config.train, **changed)
+    if wanted != run.config.train:
+        run.reconfigure(wanted)
+
+
+def resume(run: Run) -> tuple[Run, Scene]:
+    """A run with its scene, from the same pictures."""
+    use_threads(run.config.train.threads)
+    console.keep_log(run.path / "log.txt")
+    return run, scene_of(run)
+
+
+def train(run: Run, scene: Scene) -> None:
+    """Train a run to the end of its budget, from its newest good checkpoint if it has one."""
+    torch.manual_seed(run.config.train.seed)
+    method = method_class(run.config.method.partition(":")[0])(run.config.model, run.info)
+    try:
+        trainer.train(run, scene, method, run.config.train)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}") from None
+    finally:
+        for note in run.notes:
+            console.remark(note)
+
+
+def scene_of(run: Run, capture: str | Path | None = None) -> Scene:
+    """The scene that a run was trained on, read again from its pictures; `capture` says where they are now."""
+    place = str(capture or run.config.capture)
+    if not Path(place).expanduser().exists():
+        raise RunError(f"The pictures of {run.path} are no longer at {place}; say where they are with --capture.")
+    scene = make_scene(posed_capture(place, run.config.format), run.config.scene)
+    same = scene.info.names == run.info.names and [(c.width, c.height) for c in scene.info.cameras] == [
+        (c.width, c.height) for c in run.info.cameras
+    ]
+    if not same:
+        raise RunError(
+            f"{place} is not what {run.path} was trained on: {len(scene.info.names)} views, of which "
+            f"{len(set(scene.info.names) & set(run.info.names))} have a name that the run knows, and it has "
+            f"{len(run.info.names)}. Restore the pictures, or name the right folder with --capture."
+        )
+    return scene
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads; None: PyTorch's choice, within what the container allows."""
+    torch.set_num_threads(threads or machine.default_threads())

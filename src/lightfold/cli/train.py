@@ -1,0 +1,122 @@
+"""lightfold train METHOD[:PRESET] CAPTURE, and lightfold train RUN to go on with a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from ..config import RunConfig, TrainConfig, lookup
+from ..errors import ConfigError
+from ..methods import METHODS
+from ..run import Run, is_run
+from ..scene import SceneConfig
+from . import console, steps
+from .arguments import parse
+
+ModelT = TypeVar("ModelT")
+DEFAULT_METHOD = next(iter(METHODS))
+"""Whose options `lightfold train --help` shows, and what `lightfold run` trains."""
+
+DESCRIPTION = """Train a method on a capture, into a run folder.
+
+`lightfold train METHOD CAPTURE` begins a run, `lightfold train RUN` goes on with one to the end of its budget, and
+`lightfold train RUN --minutes 10` gives it another budget. The model options below are those of {method}; every method
+has its own: `lightfold train METHOD --help`. Methods: {methods}."""
+
+
+@dataclass(frozen=True)
+class TrainArguments(Generic[ModelT]):
+    train: OmitArgPrefixes[TrainConfig]
+    """How long to train, and what to write down meanwhile."""
+    scene: SceneConfig
+    """How the capture becomes a scene."""
+    model: ModelT
+    """The method's own options."""
+    what: Annotated[Positional[str], arg(metavar="METHOD[:PRESET]")] = ""
+    """Method and preset, such as ngp or ngp:fast; or a run folder, to go on with it."""
+    capture: Annotated[Positional[str], arg(metavar="CAPTURE")] = ""
+    """Folder of the capture, or its transforms.json."""
+    out: Path | None = None
+    """Run folder. None: the next free runs/CAPTURE/METHOD-N."""
+    format: str = "auto"
+    """Format of the capture; "auto" finds out."""
+
+
+def main(words: list[str]) -> None:
+    """The verb."""
+    arguments = parse_training(words)
+    what = arguments.what
+    if what and is_run(what) and not arguments.capture:
+        only_budget(arguments)
+        run = Run.open(what)
+        steps.budget(run, arguments.train)
+        run, scene = steps.resume(run)
+    else:
+        run, scene = steps.begin(run_config(arguments), arguments.out)
+    console.say(f"The run is in {run.path}")
+    steps.train(run, scene)
+    console.say(f"Score it:   lightfold eval {run.path}\nA video:    lightfold render {run.path}")
+
+
+def parse_training(words: Sequence[str]) -> TrainArguments[Any]:
+    """The arguments, with the option tree of the method that they name, wherever among the words that name stands."""
+    guess = next((word for word in words if word.partition(":")[0] in METHODS), DEFAULT_METHOD)
+    arguments = _parse_as(guess, words)
+    # The guess may have been the value of an option, such as `--out ngp`.
+    named = arguments.what
+    return _parse_as(named, words) if named != guess and named.partition(":")[0] in METHODS else arguments
+
+
+def _parse_as(method: str, words: Sequence[str]) -> TrainArguments[Any]:
+    cls, model = lookup(method)
+    default = TrainArguments(TrainConfig(), SceneConfig(), model)
+    description = DESCRIPTION.format(method=method, methods=", ".join(METHODS))
+    return parse(TrainArguments[cls.Config], words, "train", description, default, flat=("train",))  # type: ignore[name-defined]
+
+
+def run_config(arguments: TrainArguments[Any]) -> RunConfig:
+    """The configuration of a new run; ConfigError when method or capture is not what it should be."""
+    what, capture = arguments.what, arguments.capture
+    if not what:
+        raise ConfigError(
+            "Say what to train and on what, such as `lightfold train ngp CAPTURE`; see `lightfold train --help`."
+        )
+    if not capture and what.partition(":")[0] not in METHODS and Path(what).exists():
+        raise ConfigError(
+            f"{what} is no run. To train on it, name a method first: `lightfold train {DEFAULT_METHOD} {what}`."
+        )
+    lookup(what)
+    if not capture:
+        raise ConfigError(f"Say which capture to train on: `lightfold train {what} CAPTURE`.")
+    return RunConfig(
+        capture=str(Path(capture).expanduser().resolve()),
+        method=what,
+        model=arguments.model,
+        scene=anchored(arguments.scene),
+        train=arguments.train,
+        format=arguments.format,
+    )
+
+
+def anchored(scene: SceneConfig) -> SceneConfig:
+    """The same, with the path in a split "file:PATH" made absolute, so that the run continues from any folder."""
+    kind, _, path = scene.split.partition(":")
+    if kind != "file" or not path:
+        return scene
+    return replace(scene, split=f"file:{Path(path).expanduser().resolve().as_posix()}")
+
+
+def only_budget(arguments: TrainArguments[Any]) -> None:
+    """Raises ConfigError when options were given that a begun run cannot change."""
+    _, model = lookup(DEFAULT_METHOD)
+    plain = TrainArguments(arguments.train, SceneConfig(), model, what=arguments.what)
+    for name in ("scene", "model", "out", "format"):
+        if getattr(arguments, name) != getattr(plain, name):
+            raise ConfigError(
+                f"A run keeps the options it was begun with, so --{name} cannot change; "
+                "only the budget can (--minutes, --steps)."
+            )

@@ -1,0 +1,61 @@
+"""Readers of data set formats, one file each. All conventions other than this project's end here.
+
+A format is one file with `LOOKS_FOR` (what it looks for, in words), `sniff(path) -> bool` and `read(path) -> Capture`,
+and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from ..capture import Capture
+from ..errors import CaptureError
+from . import blender, colmap, llff, photos, transforms
+
+# In the order in which open_capture asks: what says more about a folder goes before what says less.
+FORMATS: dict[str, ModuleType] = {
+    "transforms": transforms,
+    "blender": blender,
+    "colmap": colmap,
+    "llff": llff,
+    "photos": photos,
+}
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".insv")
+
+
+def open_capture(path: str | Path, format: str = "auto") -> Capture:
+    """Open a folder (or a .json file) as a capture.
+
+    format: a key of FORMATS, or "auto" for the first one that recognises the path; a note names the others that would.
+    Raises CaptureError when nothing recognises the path or what is there cannot be used; ValueError for another format.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise ValueError(f"format: expected one of auto, {', '.join(FORMATS)}, got {format!r}")
+    # Absolute, so that the folders above can be looked at and a run can be continued from anywhere.
+    path = Path(path).expanduser().absolute()
+    if not os.path.exists(path):
+        raise CaptureError(f"There is nothing at {path}.")
+    if format != "auto":
+        chosen: Capture = FORMATS[format].read(path)
+        return chosen
+    found = [name for name, module in FORMATS.items() if module.sniff(path)]
+    if not found:
+        raise CaptureError(_nothing_found(path))
+    capture: Capture = FORMATS[found[0]].read(path)
+    # Almost every capture holds pictures; only another set of poses is worth a remark.
+    others = [name for name in found[1:] if name != "photos"]
+    if others:
+        note = f"{path} can also be read as {' or '.join(others)}; it is read as {found[0]}."
+        capture = replace(capture, notes=(*capture.notes, note))
+    return capture
+
+
+def _nothing_found(path: Path) -> str:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return f"{path} is a video, not a capture; take frames from it first (lightfold run does that)."
+    what = "folder holds nothing" if os.path.isdir(path) else "file is nothing"
+    lines = "; ".join(f"{name}: {module.LOOKS_FOR}" for name, module in FORMATS.items())
+    return f"The {what} that a capture is known by: {path}. Looked for {lines}."

@@ -1,0 +1,452 @@
+"""A scene: pictures, cameras, split and frame, ready to be learnt from.
+
+    capture -> [images] pixels on disk -> [bounds] frame and near planes -> Scene -> batches of pixels, or whole views
+
+The scene frame is where all learning happens. Its cube [-1, 1]^3 holds the content (bounded) or the region of interest
+(unbounded), its z axis is up, and `SceneInfo.scene_from_capture.inverse()` takes whatever is exported back to the
+capture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import bounds
+from .cameras import Camera, DirectionTable, Lens
+from .capture import Capture, Frame
+from .errors import CaptureError, ConfigError
+from .geometry import Similarity
+from .images import UNREADABLE, Pictures, Progress, Resize, load_pictures, read_depth
+from .rays import Rays
+from .split import split_names
+from .sweep import lens_key, surface_points
+
+MAX_DIRECTIONS = 1 << 22
+"""Pixel directions kept in memory, 16 bytes each, for all distinct lenses together."""
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+ORIENTATIONS = ("auto", "up", "pca", "none")
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """How a capture becomes a scene."""
+
+    downscale: float | None = None
+    """Divide the picture sizes by this factor, at least 1. None: as `max_side` says."""
+    max_side: int = 800
+    """Shrink pictures whose longer side exceeds this many pixels; used when `downscale` is None."""
+    split: str = "auto"
+    """Which views are held out: "auto" (the capture's own lists, else every 8th), "every:N", "fraction:F" (share of
+    views to train on), "all" (train on every view, test on every 8th of the same) or "file:PATH" (test names, one per
+    line)."""
+    orientation: str = "auto"
+    """Which way is up: "auto" (what the capture states, else "up"), "up" (mean up of the cameras), "pca" (the direction
+    in which the cameras spread least) or "none" (keep the capture's axes)."""
+    background: str = "auto"
+    """What evaluation puts behind transparent pixels: "auto" (the capture's custom, else black), "white" or "black"."""
+    near: float | None = None
+    """Distance from each camera, in scene units, before which there is nothing. None: found from the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneInfo:
+    """All that a method may know of a scene at construction; saved with the run as scene.json.
+
+    bounded:    True: all content lies in the cube [-1, 1]^3. False: it goes on, the cube is the region of interest.
+    cameras:    all views, single cameras (batch shape ()), scene frame, float32, at training resolution.
+    names:      one per view.
+    train, test: indices into `cameras`; disjoint unless the split is "all".
+    near:       distance before which there is nothing, for any camera, in scene units.
+    view_near:  the same per view, found from what that view sees.
+    far:        distance behind which there is nothing; 1000 when unbounded.
+    scene_from_capture: the frame change, inverse of what exports apply.
+    points:     [N, 3] float32 surface points in the scene frame to start from (at most 20 000), or None.
+    background: colour behind transparent pixels in evaluation; None for an opaque capture (composite on black).
+    has_alpha:  some picture has transparent pixels.
+    forward_facing: all cameras look the same way at content in front of all of them, so NDC applies.
+    notes:      whole sentences: what was left out, what was assumed, and why.
+    """
+
+    bounded: bool
+    cameras: tuple[Camera, ...]
+    names: tuple[str, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    near: float
+    view_near: tuple[float, ...]
+    far: float
+    scene_from_capture: Similarity
+    points: Tensor | None = None
+    background: tuple[float, float, float] | None = None
+    has_alpha: bool = False
+    forward_facing: bool = False
+    notes: tuple[str, ...] = ()
+
+    def near_for(self, camera: Camera) -> float:
+        """Near distance of a camera that need not be one of the views: from the seed points that it sees, else `near`.
+
+        Where all views share one near plane, because it was set by hand or nothing is known, so does every camera.
+        """
+        if self.bounded or self.points is None or len(set(self.view_near)) == 1:
+            return self.near
+        distance = bounds.nearest_seen(camera, self.points)
+        return self.near if distance is None else bounds.NEAR_SHARE * distance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; points are rounded to 1e-5 scene units."""
+        points = None if self.points is None else [[round(v, 5) for v in xyz] for xyz in self.points.tolist()]
+        return {
+            "bounded": self.bounded,
+            "cameras": [camera.to_dict() for camera in self.cameras],
+            "names": list(self.names),
+            "train": list(self.train),
+            "test": list(self.test),
+            "near": self.near,
+            "view_near": list(self.view_near),
+            "far": self.far,
+            "scene_from_capture": self.scene_from_capture.to_dict(),
+            "points": points,
+            "background": None if self.background is None else list(self.background),
+            "has_alpha": self.has_alpha,
+            "forward_facing": self.forward_facing,
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> SceneInfo:
+        """The inverse of `to_dict`. Raises ValueError naming the first key that is missing or unknown."""
+        known = set(SceneInfo.__dataclass_fields__)
+        for key in sorted(known ^ set(data)):
+            raise ValueError(f"scene info: {'missing' if key in known else 'unknown'} key '{key}'")
+        background = data["background"]
+        return SceneInfo(
+            bounded=bool(data["bounded"]),
+            cameras=tuple(Camera.from_dict(camera) for camera in data["cameras"]),
+            names=tuple(data["names"]),
+            train=tuple(data["train"]),
+            test=tuple(data["test"]),
+            near=float(data["near"]),
+            view_near=tuple(float(near) for near in data["view_near"]),
+            far=float(data["far"]),
+            scene_from_capture=Similarity.from_dict(data["scene_from_capture"]),
+            points=None if data["points"] is None else torch.tensor(data["points"], dtype=torch.float32).reshape(-1, 3),
+            background=None if background is None else (background[0], background[1], background[2]),
+            has_alpha=bool(data["has_alpha"]),
+            forward_facing=bool(data["forward_facing"]),
+            notes=tuple(data["notes"]),
+        )
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A batch of n pixels drawn from the training views.
+
+    rays:  through the pixel centres, scene frame; `rays.view` indexes `SceneInfo.cameras`, `rays.near` is that view's.
+    rgb:   [n, 3] float32 sRGB in [0, 1], straight (not multiplied by alpha).
+    alpha: [n] float32 in [0, 1]; ones for an opaque capture.
+    xy:    [n, 2] float32, pixel centres (+0.5).
+    depth: [n] distance along the ray in scene units, 0 where unknown; None: no depth is drawn.
+    """
+
+    rays: Rays
+    rgb: Tensor
+    alpha: Tensor
+    xy: Tensor
+    depth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A whole picture with its camera.
+
+    rgb [H, W, 3] and alpha [H, W] as in `Pixels`; mask [H, W] bool, True where the pixel counts in losses and metrics;
+    depth [H, W] z-depth in scene units, 0 where unknown, or None when the capture has no depth for this view.
+    """
+
+    camera: Camera
+    rgb: Tensor
+    alpha: Tensor
+    mask: Tensor
+    name: str
+    index: int
+    depth: Tensor | None = None
+
+
+class Scene:
+    """Pixels and views of a capture. Made by `load_scene`; holds the cache mapped, so it costs little memory."""
+
+    def __init__(self, info: SceneInfo, pictures: Pictures, frames: Sequence[Frame]) -> None:
+        """`pictures` and `frames` run parallel to `info.cameras`.
+
+        Raises CaptureError if masks leave no pixel to train on.
+        """
+        self.info = info
+        self._pictures = pictures
+        self._frames = tuple(frames)
+        cameras = [info.cameras[i] for i in info.train]
+        count = torch.tensor([camera.width * camera.height for camera in cameras])
+        # Training pixels are numbered 0 .. total - 1, view after view, whatever lies between them in the file.
+        self._start = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
+        self._total = int(self._start[-1])
+        self._equal = int(count[0]) if bool((count == count[0]).all()) else None
+        self._shift = torch.tensor([pictures.offset[i] for i in info.train]) - self._start[:-1]
+        self._width = torch.tensor([camera.width for camera in cameras])
+        self._same_width = cameras[0].width if bool((self._width == cameras[0].width).all()) else None
+        self._view = torch.tensor(info.train)
+        self._near = torch.tensor([info.view_near[i] for i in info.train], dtype=torch.float32)
+        self._origin = torch.stack([camera.center.double() for camera in cameras]).float()
+        self._axes = torch.stack([camera.cam_from_world[:, :3] for camera in cameras]).float()
+        self._set_lenses(cameras)
+        self._set_mask()
+
+    def _set_lenses(self, cameras: list[Camera]) -> None:
+        """Directions of every pixel for each distinct lens, where they fit into memory; else a table for each lens."""
+        keys = [lens_key(camera) for camera in cameras]
+        distinct = list(dict.fromkeys(keys))
+        lenses = [cameras[keys.index(key)] for key in distinct]
+        lens = torch.tensor([distinct.index(key) for key in keys])
+        count = torch.tensor([camera.width * camera.height for camera in lenses])
+        self._intrinsics = torch.stack([camera.intrinsics for camera in cameras]).float()
+        self._parallel = torch.tensor([camera.lens is Lens.ORTHOGRAPHIC for camera in cameras])
+        self._any_parallel = bool(self._parallel.any())
+        self._pinholes = all(camera.lens in (Lens.PINHOLE, Lens.SIMPLE_PINHOLE) for camera in cameras)
+        self._every_direction: Tensor | None = None
+        self._lens, self._tables = lens, []
+        if int(count.sum()) <= MAX_DIRECTIONS:
+            self._every_direction = torch.cat([_every_direction(camera) for camera in lenses])
+            self._direction_start = (count.cumsum(0) - count)[lens]
+        elif not self._pinholes:
+            # Together they stay near MAX_DIRECTIONS; below 2^14 knots each, interpolation would lose precision.
+            knots = max(1 << 14, MAX_DIRECTIONS // len(lenses))
+            self._tables = [DirectionTable(camera, knots) for camera in lenses]
+
+    def _set_mask(self) -> None:
+        """How valid pixels are drawn: by rejection where most are valid, from a list of them where few are."""
+        self._kept, self._allowed = 1.0, None
+        mask = self._pictures.mask
+        if mask is None:
+            return
+        offset = self._pictures.offset
+        counts = [int(torch.count_nonzero(mask[offset[i] : offset[i + 1]])) for i in self.info.train]
+        self._kept = sum(counts) / self._total
+        if self._kept == 0:
+            raise CaptureError("The masks leave no pixel of any training view; are they inverted?")
+        if self._kept < 0.25:
+            # A quarter of the pixels at four bytes is no more than the mask itself.
+            number = torch.int32 if self._total < 2**31 else torch.int64
+            valid = [torch.nonzero(mask[offset[i] : offset[i + 1]])[:, 0] for i in self.info.train]
+            pieces = [(index + start).to(number) for index, start in zip(valid, self._start.tolist(), strict=False)]
+            self._allowed = torch.cat(pieces)
+
+    # -- batches of pixels ---------------------------------------------------------------------------------------------
+
+    def pixels(self, n: int, rng: torch.Generator) -> Pixels:
+        """n pixels drawn evenly, with replacement, from all unmasked pixels of all training views.
+
+        The draw depends on the generator alone. This is the training loop's hot path: no loop over views or pixels.
+        """
+        number = self._draw(n, rng)
+        slot = self._slot(number)
+        pixel = number - self._start.index_select(0, slot)
+        row = number + self._shift.index_select(0, slot)
+        width = self._width[slot] if self._same_width is None else self._same_width
+        y = torch.div(pixel, width, rounding_mode="floor")
+        x = pixel - y * width
+        xy = torch.stack([x, y], dim=-1).to(torch.float32).add_(0.5)
+        in_cam, radius = self._directions(slot, pixel, xy)
+        axes = self._axes.index_select(0, slot)
+        # Rows of cam_from_world are the camera's axes in the world: three multiply-adds beat a batch of tiny products.
+        direction = axes[:, 0] * in_cam[:, :1]
+        direction.addcmul_(axes[:, 1], in_cam[:, 1:2]).addcmul_(axes[:, 2], in_cam[:, 2:3])
+        origin = self._origin.index_select(0, slot)
+        if self._any_parallel:
+            intrinsics = self._intrinsics[slot]
+            on_plane = (xy - intrinsics[:, 2:]) / intrinsics[:, :2] * self._parallel[slot, None]
+            origin = origin + axes[:, 0] * on_plane[:, :1] + axes[:, 1] * on_plane[:, 1:]
+        far = torch.full((n,), self.info.far)
+        rays = Rays(
+            origin, direction, radius, self._near.index_select(0, slot), far, self._view.index_select(0, slot)
+        )
+        alpha = self._pictures.alpha
+        return Pixels(
+            rays=rays,
+            rgb=self._pictures.rgb.index_select(0, row).to(torch.float32).div_(255),
+            alpha=torch.ones(n) if alpha is None else alpha.index_select(0, row).to(torch.float32).div_(255),
+            xy=xy,
+        )
+
+    def _draw(self, n: int, rng: torch.Generator) -> Tensor:
+        """[n] numbers of training pixels that no mask excludes."""
+        if self._allowed is not None:
+            return self._allowed[torch.randint(len(self._allowed), (n,), generator=rng)].long()
+        if self._kept == 1.0:
+            return torch.randint(self._total, (n,), generator=rng)
+        assert self._pictures.mask is not None
+        found = torch.zeros(0, dtype=torch.int64)
+        while len(found) < n:  # Nearly always one pass: it draws three standard deviations more than are needed.
+            missing = n - len(found)
+            tries = int(missing / self._kept + 3 * math.sqrt(missing) / self._kept + 16)
+            number = torch.randint(self._total, (tries,), generator=rng)
+            row = number + self._shift[self._slot(number)]
+            found = torch.cat([found, number[self._pictures.mask[row] > 0]])
+        return found[:n]
+
+    def _slot(self, number: Tensor) -> Tensor:
+        """Which training view a pixel number belongs to, as a position in `info.train`."""
+        if self._equal is not None:
+            return torch.div(number, self._equal, rounding_mode="floor")
+        return torch.searchsorted(self._start, number, right=True) - 1
+
+    def _directions(self, slot: Tensor, pixel: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit directions [n, 3] in camera axes and cone radii [n]; `pixel` counts within its view."""
+        if self._every_direction is not None:
+            found = self._every_direction.index_select(0, pixel + self._direction_start.index_select(0, slot))
+            return found[:, :3], found[:, 3].contiguous()
+        if self._pinholes:
+            intrinsics = self._intrinsics.index_select(0, slot)
+            plane = (xy - intrinsics[:, 2:]) / intrinsics[:, :2]
+            depth = (plane.square().sum(-1) + 1).rsqrt()
+            direction = torch.cat([plane * depth[:, None], depth[:, None]], dim=-1)
+            return direction, depth * intrinsics[:, :2].abs().reciprocal().sum(-1) / math.sqrt(12)
+        lens = self._lens[slot]
+        direction, radius = xy.new_empty(len(xy), 3), xy.new_empty(len(xy))
+        for index, table in enumerate(self._tables):
+            chosen = (lens == index).nonzero()[:, 0]
+            if len(chosen):
+                x, y = xy[chosen].long().unbind(-1)
+                direction[chosen], radius[chosen] = table(x, y)
+        return direction, radius
+
+    # -- whole views ---------------------------------------------------------------------------------------------------
+
+    def view(self, index: int) -> View:
+        """One whole picture, training or held out. Depth is read from its file at this moment.
+
+        Raises ValueError on an index that is no view, CaptureError if its depth cannot be read.
+        """
+        if not 0 <= index < len(self.info.cameras):
+            raise ValueError(f"index: expected 0..{len(self.info.cameras) - 1}, got {index}")
+        camera, pictures = self.info.cameras[index], self._pictures
+        rows = slice(pictures.offset[index], pictures.offset[index + 1])
+        shape = (camera.height, camera.width)
+        count = rows.stop - rows.start
+        alpha = torch.ones(count) if pictures.alpha is None else pictures.alpha[rows].to(torch.float32).div_(255)
+        mask = torch.ones(count, dtype=torch.bool) if pictures.mask is None else pictures.mask[rows] > 0
+        return View(
+            camera=camera,
+            rgb=pictures.rgb[rows].to(torch.float32).div_(255).reshape(*shape, 3),
+            alpha=alpha.reshape(shape),
+            mask=mask.reshape(shape),
+            name=self.info.names[index],
+            index=index,
+            depth=self._depth(index),
+        )
+
+    def _depth(self, index: int) -> Tensor | None:
+        frame, camera = self._frames[index], self.info.cameras[index]
+        if frame.depth is None:
+            return None
+        try:
+            return read_depth(frame, camera.width, camera.height) * self.info.scene_from_capture.scale
+        except UNREADABLE as error:
+            raise CaptureError(f"The depth of {frame.name} cannot be read from {frame.depth}: {error}.") from error
+
+
+def _every_direction(camera: Camera) -> Tensor:
+    """[H * W, 4] float32: the direction in camera axes and the cone radius of every pixel."""
+    table = DirectionTable(camera)
+    x = torch.arange(camera.width).repeat(camera.height)
+    y = torch.arange(camera.height).repeat_interleave(camera.width)
+    pieces = [table(*index) for index in zip(x.split(1 << 18), y.split(1 << 18), strict=True)]
+    return torch.cat([torch.cat([direction, radius[:, None]], dim=-1) for direction, radius in pieces])
+
+
+# --- from a capture to a scene -------------------------------------------------------------------------------------
+
+
+def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress: Progress | None = None) -> Scene:
+    """A capture's posed pictures, decoded, split, and moved to the scene frame.
+
+    The first call decodes every picture into `cache_dir`; later ones with the same pictures and sizes start at once.
+
+    Args:
+        progress: called with (what is being done, done, total).
+
+    Raises:
+        CaptureError: no poses, or fewer than two training views can be read.
+        ConfigError: an option has a value that means nothing.
+        LightfoldError: the cache folder cannot be written.
+    """
+    check_config(config)
+    frames = sorted(capture.posed().frames, key=lambda frame: frame.name)
+    if not frames:
+        raise CaptureError(f"No picture of {capture.root} has a camera pose; find the poses first.")
+    train_names, test_names, split_note = split_names(frames, config.split)
+    frames = [frame for frame in frames if frame.name in train_names or frame.name in test_names]
+    resize = Resize(config.downscale, config.max_side)
+    pictures = load_pictures(frames, resize, capture.fisheye_crop_radius, cache_dir, progress)
+    frames = [frames[i] for i in pictures.frame]
+    train = tuple(i for i, frame in enumerate(frames) if frame.name in train_names)
+    test = tuple(i for i, frame in enumerate(frames) if frame.name in test_names)
+    if len(train) < 2:
+        lost = f" {pictures.dropped[0]}" if pictures.dropped else ""
+        raise CaptureError(f"{capture.root} leaves {len(train)} picture(s) to train on, and two are the least.{lost}")
+    cameras = [
+        frame.camera.resized(*size)
+        for frame, size in zip(frames, pictures.sizes, strict=True)
+        if frame.camera is not None
+    ]
+    if progress is not None:
+        progress("finding near planes", 0, 1)
+    placed = bounds.place(
+        capture, cameras, train, config.orientation, lambda: surface_points(cameras, train, pictures)
+    )
+    views = len(frames)
+    info = SceneInfo(
+        bounded=placed.bounded,
+        cameras=tuple(camera.transformed(placed.scene_from_capture).to(torch.float32) for camera in cameras),
+        names=tuple(frame.name for frame in frames),
+        train=train,
+        test=test,
+        near=placed.near if config.near is None else config.near,
+        view_near=placed.view_near if config.near is None else (config.near,) * views,
+        far=placed.far,
+        scene_from_capture=placed.scene_from_capture,
+        points=placed.points,
+        background=_background(capture, config, pictures),
+        has_alpha=pictures.alpha is not None,
+        forward_facing=placed.forward_facing,
+        notes=(*capture.notes, *pictures.dropped, *split_note, *placed.notes),
+    )
+    if progress is not None:
+        progress("finding near planes", 1, 1)
+    return Scene(info, pictures, frames)
+
+
+def check_config(config: SceneConfig) -> None:
+    """Raises ConfigError on the first value that means nothing."""
+    if config.downscale is not None and not (math.isfinite(config.downscale) and config.downscale >= 1):
+        raise ConfigError(f"scene.downscale must be at least 1, got {config.downscale}.")
+    if config.max_side < 1:
+        raise ConfigError(f"scene.max_side must be at least 1 pixel, got {config.max_side}.")
+    if config.orientation not in ORIENTATIONS:
+        raise ConfigError(f"scene.orientation must be one of {', '.join(ORIENTATIONS)}, got '{config.orientation}'.")
+    if config.background != "auto" and config.background not in BACKGROUNDS:
+        raise ConfigError(f"scene.background must be auto, {' or '.join(BACKGROUNDS)}, got '{config.background}'.")
+    if config.near is not None and not (math.isfinite(config.near) and config.near > 0):
+        raise ConfigError(f"scene.near must be a positive distance, got {config.near}.")
+
+
+def _background(capture: Capture, config: SceneConfig, pictures: Pictures) -> tuple[float, float, float] | None:
+    """The user's choice, else the data set's custom; black behind transparent pixels where there is no custom."""
+    if config.background != "auto":
+        return BACKGROUNDS[config.background]
+    if pictures.alpha is None:
+        return None
+    return BACKGROUNDS[capture.background or "black"]

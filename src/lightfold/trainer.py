@@ -1,0 +1,333 @@
+"""The training loop.
+
+Everything a step does stands in `train`; what surrounds it (the clock, the log, the memory of a good state) are the
+small classes below it. Evaluation, pictures and checkpoints never touch the state of the training, and all randomness
+of a step comes from (seed, step): a run that was interrupted continues as if it had not been, bit for bit on a CPU
+with the same threads when its budget is in steps.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import pictures
+from .errors import RunError
+from .evaluate import background_colour, composited
+from .machine import peak_memory_bytes
+from .metrics import psnr
+from .methods.base import step_generator
+from .optim import Adam
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .methods.base import Method
+    from .run import Run
+    from .scene import Scene
+
+FIRST_PICTURE = 1.5
+"""Seconds of training after which the first picture is written: sooner there is only fog to see."""
+PATIENCE = 5
+"""Steps in a row whose loss is not finite before the last good state is restored."""
+RETREATS = 3
+"""Restored states after which the training gives up."""
+
+
+def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress: bool = True) -> None:
+    """Train `method` on `scene` to the end of the budget, continuing from the run's newest checkpoint if it has one.
+
+    Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. Ctrl-C saves and is raised again.
+    Raises RunError when the loss stays not finite.
+    """
+    optim = Adam(method.groups())
+    budget = Budget(config, method.config.steps)
+    log = Log(run, scene, method, config, budget, progress)
+    memory = Memory(run, method, optim, budget)
+    step = memory.recall()
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
+    try:
+        budget.start(step)
+        while not budget.spent(step):
+            losses = method.loss(scene, step, step_generator(config.seed, step))
+            loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+            if not math.isfinite(value := float(loss.detach())):
+                optim.zero_grad()
+                step = memory.retreat(step)
+                continue
+            loss.backward()
+            optim.step(budget.fraction(step))
+            method.after_step(step, optim)
+            step += 1
+            memory.healthy()
+            log.note(step, value, losses)
+            if log.due(step) or memory.due():
+                with budget.paused():
+                    log.write(step)
+                    memory.save_if_due(step)
+    except KeyboardInterrupt:
+        with budget.paused():
+            memory.save(step)
+        raise
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        log.close()
+    log.finish(step)
+    memory.save(step)
+
+
+class Budget:
+    """How long to train, in steps, in seconds, or whichever ends first; seconds of evaluation do not count."""
+
+    def __init__(self, config: TrainConfig, method_steps: int) -> None:
+        self.seconds = None if config.minutes is None else 60.0 * config.minutes
+        self.steps = config.steps if config.steps or config.minutes else method_steps
+        self.before = 0.0
+        """Seconds spent by earlier sittings of this run."""
+        self._since = 0.0
+        self._cpu_since = 0.0
+        self._cpu_idle = 0.0
+
+    def start(self, step: int) -> None:
+        """Begin to count."""
+        self.first_step = step
+        self._since = time.perf_counter()
+        self._cpu_since = time.process_time()
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, earlier sittings included."""
+        return self.before + time.perf_counter() - self._since
+
+    def cpu(self) -> float:
+        """Seconds of processor time, all threads together, of this sitting's training."""
+        return time.process_time() - self._cpu_since
+
+    def fraction(self, step: int) -> float:
+        """Share of the budget that is spent, in [0, 1]: what schedules run on."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_time = self.elapsed() / self.seconds if self.seconds else 0.0
+        return min(max(by_steps, by_time), 1.0)
+
+    def spent(self, step: int) -> bool:
+        """Whether the training is over."""
+        return self.fraction(step) >= 1.0
+
+    def paused(self) -> Budget:
+        """`with budget.paused():` time inside does not count."""
+        return self
+
+    def __enter__(self) -> None:
+        self._paused_at = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self._since += time.perf_counter() - self._paused_at[0]
+        self._cpu_since += time.process_time() - self._paused_at[1]
+
+
+class Memory:
+    """Checkpoints, and the way back from a loss that is not finite."""
+
+    def __init__(self, run: Run, method: Method, optim: Adam, budget: Budget) -> None:
+        self.run, self.method, self.optim, self.budget = run, method, optim, budget
+        self.every = run.config.train.checkpoint_every or math.inf
+        self.saved_at = time.perf_counter()
+        self.saved_step = -1
+        self.bad = 0
+        self.retreats = 0
+
+    def recall(self) -> int:
+        """Load the newest good checkpoint; the step to go on with, 0 when there is none."""
+        found = self.run.checkpoint(resume=True)
+        if found is None:
+            return 0
+        self._load(found)
+        self.saved_step = found.step
+        return found.step
+
+    def _load(self, found: Any) -> None:
+        self.method.load_state_dict(found.tensors)
+        state = dict(found.resume)
+        self.budget.before = float(state.pop("seconds"))
+        self.optim.load_state(state)
+
+    def healthy(self) -> None:
+        """A step went well."""
+        self.bad = 0
+
+    def retreat(self, step: int) -> int:
+        """A loss was not finite: skip the step, and when that repeats, go back to the last checkpoint."""
+        self.bad += 1
+        if self.bad < PATIENCE:
+            return step + 1
+        self.retreats += 1
+        found = self.run.checkpoint(resume=True)
+        if found is None or self.retreats > RETREATS:
+            raise RunError(
+                f"The loss was not finite for {self.bad} steps in a row at step {step} and restoring did not help. "
+                "Lower the learning rates (see `lightfold train METHOD --help`), and check the poses of the capture."
+            )
+        self._load(found)
+        self.bad = 0
+        self.run.notes.append(f"The loss was not finite at step {step}; the state of step {found.step} was restored.")
+        # Another sitting of the same step would draw the same batch, so the steps that failed are passed over.
+        return step + 1
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.perf_counter() - self.saved_at > self.every
+
+    def save_if_due(self, step: int) -> None:
+        """Write a checkpoint if it is time."""
+        if self.due():
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, unless that of this step is written."""
+        if step == self.saved_step:
+            return
+        seconds = torch.tensor(self.budget.elapsed(), dtype=torch.float64)
+        self.run.save_checkpoint(step, self.method.state_dict(), self.optim.state() | {"seconds": seconds})
+        self.saved_step, self.saved_at = step, time.perf_counter()
+
+
+class Log:
+    """The progress line, metrics.jsonl, TensorBoard, the preview, and scores on held-out views while training."""
+
+    INTERVAL = 5.0
+
+    def __init__(
+        self, run: Run, scene: Scene, method: Method, config: TrainConfig, budget: Budget, progress: bool
+    ) -> None:
+        self.run, self.scene, self.method, self.budget = run, scene, method, budget
+        self.eval_every = config.eval_every
+        views = scene.info.test or scene.info.train
+        self.views = list(views[:: max(1, len(views) // 4)])[:4]
+        self.next_row, self.next_picture, self.next_eval = 1.0, FIRST_PICTURE, config.eval_every or math.inf
+        self.rays = self.samples = self.steps = 0
+        self.squares = self.loss = 0.0
+        self.terms: dict[str, Any] = {}
+        self.last = time.perf_counter()
+        self.held_out: float | None = None
+        self.board: Any = None
+        columns = (
+            TextColumn("{task.fields[text]}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True),
+        )  # fmt: skip
+        self.bar = Progress(*columns, disable=not progress or not sys.stderr.isatty(), transient=True)
+        self.bar.start()
+        self.task = self.bar.add_task("train", total=1.0, text="starting")
+        self.plain = progress and not sys.stderr.isatty()
+
+    def note(self, step: int, loss: float, losses: dict[str, Any]) -> None:
+        """Count a step."""
+        stats = self.method.stats
+        self.rays += int(stats.get("rays", 0))
+        self.samples += int(stats.get("samples", 0))
+        self.squares += stats.get("mse", math.nan)
+        self.loss += loss
+        self.steps += 1
+        self.terms = losses
+
+    def due(self, step: int) -> bool:
+        """Whether something is to be written. Asked at every step, so it looks at the clock and nothing else."""
+        elapsed = self.budget.elapsed() - self.budget.before
+        return elapsed > min(self.next_row, self.next_picture, self.next_eval)
+
+    def write(self, step: int) -> None:
+        """Write whatever is due."""
+        elapsed = self.budget.elapsed() - self.budget.before
+        if elapsed > self.next_picture:
+            self.next_picture = max(10.0, 2 * elapsed)
+            self.preview()
+        if elapsed > self.next_eval:
+            self.next_eval = elapsed + self.eval_every
+            self.held_out = self.score()
+            self._row(step, {"held_out_psnr": self.held_out, "held_out_views": len(self.views)})
+        if elapsed > self.next_row:
+            self.next_row = elapsed + (self.INTERVAL if elapsed > 10 else 1.0)
+            self.row(step)
+        gc.collect()
+
+    def row(self, step: int) -> None:
+        """A row of metrics over the steps since the last one, and the progress line."""
+        if self.steps == 0:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self.last, 1e-9)
+        mse = self.squares / self.steps
+        row: dict[str, Any] = {
+            "loss": self.loss / self.steps,
+            "train_psnr": -10.0 * math.log10(mse) if mse > 0 else math.nan,
+            "rays_per_second": self.rays / seconds,
+            "samples_per_second": self.samples / seconds,
+            "seconds": self.budget.elapsed(),
+            "cpu_seconds": self.budget.cpu(),
+            "peak_memory_gb": (peak_memory_bytes() or 0) / 1e9,
+        }
+        if len(self.terms) > 1:
+            row |= {f"loss_{name}": float(term.detach()) for name, term in self.terms.items()}
+        self._row(step, row)
+        text = (
+            f"step {step}  loss {row['loss']:.5f}  psnr {row['train_psnr']:.2f}"
+            + (f" (held out {self.held_out:.2f})" if self.held_out is not None else "")
+            + f"  {row['rays_per_second'] / 1e3:.0f} k rays/s  {row['samples_per_second'] / 1e6:.2f} M samples/s"
+            f"  {row['peak_memory_gb']:.2f} GB"
+        )
+        fraction = self.budget.fraction(step)
+        self.bar.update(self.task, completed=fraction, text=text)
+        if self.plain:
+            left = self.budget.elapsed() * (1 - fraction) / max(fraction, 1e-6)
+            print(f"{text}  {fraction:4.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
+        self.last, self.rays, self.samples, self.steps = now, 0, 0, 0
+        self.squares = self.loss = 0.0
+
+    def _row(self, step: int, row: dict[str, Any]) -> None:
+        self.run.log_metrics({"step": step} | row)
+        if self.board is None:
+            # Imported late: it takes longer than the first seconds of training are worth.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run.path / "tensorboard"))
+        for name, value in row.items():
+            if value is not None:
+                self.board.add_scalar(name, value, step)
+
+    def score(self) -> float:
+        """Mean PSNR over a few held-out views, at the training resolution, rounded to 8 bits as in evaluation."""
+        total = 0.0
+        background = background_colour(self.scene.info, None)
+        for index in self.views:
+            view = self.scene.view(index)
+            image = self.method.render(view.camera, background)
+            truth = composited(view.rgb, view.alpha, background)
+            total += float(psnr((image.rgb * 255).round() / 255, truth, view.mask))
+        return total / len(self.views)
+
+    def preview(self) -> None:
+        """preview.jpg: a held-out view as it looks now, at most 480 pixels wide and high."""
+        camera = self.scene.info.cameras[self.views[0]]
+        shrink = min(1.0, 480 / max(camera.width, camera.height))
+        small = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
+        image = self.method.render(small, background_colour(self.scene.info, None))
+        pictures.save_picture(self.run.path / "preview.jpg", image.rgb)
+
+    def finish(self, step: int) -> None:
+        """The last row, with the whole training's length."""
+        if self.steps:
+            self.row(step)
+        if not (self.run.path / "preview.jpg").exists():
+            self.preview()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.stop()
+        if self.board is not None:
+            self.board.flush()
