@@ -23,22 +23,26 @@ LF_INLINE int cascade_of(float reach, int cascades) {
   return k < 0 ? 0 : min(k, cascades - 1);
 }
 
+LF_INLINE float power_of_two(int k) {
+  const uint32_t bits = uint32_t(127 + k) << 23;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
 LF_INLINE int64_t cell_index(int k, int ix, int iy, int iz, int size) {  // block-major: word * 64 + bit
-  const int blocks = size / 4;
-  int64_t word = ((int64_t(k) * blocks + iz / 4) * blocks + iy / 4) * blocks + ix / 4;
+  const uint32_t blocks = uint32_t(size) / 4;
+  const int64_t word = ((uint32_t(k) * blocks + uint32_t(iz) / 4) * blocks + uint32_t(iy) / 4) * blocks + uint32_t(ix) / 4;
   return word * 64 + ((iz & 3) * 4 + (iy & 3)) * 4 + (ix & 3);
 }
 
 // Cell that holds a point; the point must lie inside the outermost cascade (it is clamped to it).
 LF_INLINE int64_t cell_at(const GridShape& grid, float x, float y, float z) {
   const int k = cascade_of(max(max(abs(x), abs(y)), abs(z)), grid.cascades);
-  uint32_t exponent = uint32_t(127 - k) << 23;
-  float inverse;  // 2^-k
-  __builtin_memcpy(&inverse, &exponent, 4);
-  const float half = 0.5f * float(grid.size);
+  const float half = 0.5f * float(grid.size), cells = half * power_of_two(-k);
   const int top = grid.size - 1;
-  const int ix = clamp(int(x * inverse * half + half), 0, top), iy = clamp(int(y * inverse * half + half), 0, top),
-            iz = clamp(int(z * inverse * half + half), 0, top);
+  const int ix = clamp(int(x * cells + half), 0, top), iy = clamp(int(y * cells + half), 0, top),
+            iz = clamp(int(z * cells + half), 0, top);
   return cell_index(k, ix, iy, iz, grid.size);
 }
 
@@ -82,17 +86,16 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
   const T step = T(stepping.step), cone = T(stepping.cone), far = at.far;
   T inverse_d[3];
   for (int a = 0; a < 3; ++a) inverse_d[a] = T(1) / (abs(d[a]) < T(1e-12) ? (d[a] < 0 ? T(-1e-12) : T(1e-12)) : d[a]);
+  const T width = T(1) / T(half);  // of the finest cascade's cells
   T t = at.t;
   while (t < far && found < most) {
     const T dt = max(step, cone * t);
     const T mid = t + T(0.5) * dt;
     const float x = float(o[0] + mid * d[0]), y = float(o[1] + mid * d[1]), z = float(o[2] + mid * d[2]);
     const int k = cascade_of(max(max(abs(x), abs(y)), abs(z)), grid.cascades);
-    const uint32_t exponent = uint32_t(127 - k) << 23;
-    float inverse;
-    __builtin_memcpy(&inverse, &exponent, 4);
-    const int ix = clamp(int(x * inverse * half + half), 0, size - 1), iy = clamp(int(y * inverse * half + half), 0, size - 1),
-              iz = clamp(int(z * inverse * half + half), 0, size - 1);
+    const float cells = half * power_of_two(-k);  // cells per unit length
+    const int ix = clamp(int(x * cells + half), 0, size - 1), iy = clamp(int(y * cells + half), 0, size - 1),
+              iz = clamp(int(z * cells + half), 0, size - 1);
     const int64_t cell = cell_index(k, ix, iy, iz, size);
     const uint64_t word = bits[cell >> 6];
     if (word >> (cell & 63) & 1) {
@@ -103,7 +106,7 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
     }
     // Leave the empty cell, or the whole block where all of it is empty, by whole steps.
     const int align = word == 0 ? ~3 : ~0, span = word == 0 ? 4 : 1;
-    const T cell_width = T(2) / (T(size) * T(inverse));
+    const T cell_width = T(power_of_two(k)) * width;
     const int lo[3] = {ix & align, iy & align, iz & align};
     T leave = far;
     for (int a = 0; a < 3; ++a) {

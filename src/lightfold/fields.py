@@ -12,7 +12,7 @@ from .cameras import Camera
 from .ops.march import cell_centres, grid_decay_, grid_raise_
 
 if TYPE_CHECKING:
-    from .scene import SceneInfo
+    from .scene import Scene, SceneInfo
 
 
 class OccupancyGrid(nn.Module):
@@ -40,7 +40,7 @@ class OccupancyGrid(nn.Module):
         width = 2.0 / size * 2.0 ** torch.arange(self.cascades, dtype=torch.float32)
         allowed = seen_cells(info, size, self.cascades)
         self.register_buffer("threshold", thickness / width, persistent=False)
-        self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("allowed", allowed)
         self.register_buffer("bits", allowed.clone())
         start = self.threshold / self.DECAY**self.GRACE
         self.register_buffer("peak", start.repeat_interleave(size**3))
@@ -62,13 +62,13 @@ class OccupancyGrid(nn.Module):
             self.bits, self.peak, self.allowed, self.cascades, self.size, points, density(points), self.threshold
         )
 
-    def carve(self, keep: Callable[[Tensor], Tensor]) -> None:
-        """Forbid, for good, the 4x4x4 blocks whose centres [N, 3] `keep` maps to False."""
+    def carve(self, scene: Scene) -> None:
+        """Forbid, for good, the blocks outside the visual hull of the training views' opacity."""
         for k in range(self.cascades):
             words = slice(k * self.size**3 // 64, (k + 1) * self.size**3 // 64)
-            keeps = keep(block_centres(k, self.size))
-            self.allowed[words] *= keeps
-            self.bits[words] *= keeps
+            inside = in_hull(scene, block_centres(k, self.size), 4.0 * 2.0**k / self.size * 3**0.5)
+            self.allowed[words] *= inside
+            self.bits[words] *= inside
 
 
 def _count(bits: Tensor) -> int:
@@ -113,3 +113,26 @@ def sees(camera: Camera, near: float, centres: Tensor, radius: float) -> Tensor:
     return ((inside & valid) | (distance < 2 * radius)) & (distance + radius > near)
 
 
+def in_hull(scene: Scene, centres: Tensor, radius: float) -> Tensor:
+    """Whether no training view shows pure transparency all over a ball around each centre [N, 3]: bool [N].
+
+    Where a picture is transparent there is nothing along the ray. Balls that leave a picture are not judged by it.
+    """
+    inside = torch.ones(len(centres), dtype=torch.bool)
+    views = scene.info.train
+    for index in views[:: max(1, len(views) // 60)]:
+        view = scene.view(index)
+        camera, alive = view.camera, inside.nonzero()[:, 0]
+        xy, valid = camera.project(centres[alive].to(camera.cam_from_world.dtype))
+        distance = (centres[alive] - camera.center.float()).norm(dim=1)
+        margin = camera.intrinsics[..., :2].float().amax() * radius / (distance - radius).clamp(min=1e-3)
+        x, y = xy[:, 0].float(), xy[:, 1].float()
+        whole = (x > margin) & (x < camera.width - margin) & (y > margin) & (y < camera.height - margin) & valid
+        # Sums over squares by an integral image: exact for any margin, and as cheap for large ones.
+        opaque = ((view.alpha > 0) | ~view.mask).double().cumsum(0).cumsum(1)
+        opaque = torch.nn.functional.pad(opaque, (1, 0, 1, 0))
+        left, right = (x - margin).long().clamp(0, camera.width), (x + margin).long().clamp(0, camera.width - 1) + 1
+        top, bottom = (y - margin).long().clamp(0, camera.height), (y + margin).long().clamp(0, camera.height - 1) + 1
+        shown = opaque[bottom, right] - opaque[top, right] - opaque[bottom, left] + opaque[top, left]
+        inside[alive[whole & (shown <= 0)]] = False
+    return inside

@@ -324,6 +324,8 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
     with whole_file(path) as partial:
         try:
             save_file(tensors, partial, metadata=header)
+            # safetensors makes files that only their owner may read; a run is as readable as its folder.
+            partial.chmod(path.parent.stat().st_mode & 0o666)
         except SafetensorError as error:
             raise OSError(str(error)) from error  # A full disk, mostly; `whole_file` says which file it was.
 

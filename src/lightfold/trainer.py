@@ -23,6 +23,7 @@ from .evaluate import background_colour, composited
 from .machine import peak_memory_bytes
 from .metrics import psnr
 from .methods.base import step_generator
+from .ops import own_threads
 from .optim import Adam
 
 if TYPE_CHECKING:
@@ -54,24 +55,25 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
     gc.freeze()
     gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
     try:
-        budget.start(step)
-        while not budget.spent(step):
-            losses = method.loss(scene, step, step_generator(config.seed, step))
-            loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
-            if not math.isfinite(value := float(loss.detach())):
-                optim.zero_grad()
-                step = memory.retreat(step)
-                continue
-            loss.backward()
-            optim.step(budget.fraction(step))
-            method.after_step(step, optim)
-            step += 1
-            memory.healthy()
-            log.note(step, value, losses)
-            if log.due(step) or memory.due():
-                with budget.paused():
-                    log.write(step)
-                    memory.save_if_due(step)
+        with own_threads():
+            budget.start(step)
+            while not budget.spent(step):
+                losses = method.loss(scene, step, step_generator(config.seed, step))
+                loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+                if not math.isfinite(value := float(loss.detach())):
+                    optim.zero_grad()
+                    step = memory.retreat(step)
+                    continue
+                loss.backward()
+                optim.step(budget.fraction(step))
+                method.after_step(step, optim)
+                step += 1
+                memory.healthy()
+                log.note(step, value, losses)
+                if log.due(step) or memory.due():
+                    with budget.paused():
+                        log.write(step)
+                        memory.save_if_due(step)
     except KeyboardInterrupt:
         with budget.paused():
             memory.save(step)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..cameras import Camera
+from ..cameras import Camera, DirectionTable, Lens
 from ..optim import Adam, Group
 
 if TYPE_CHECKING:
@@ -23,6 +24,27 @@ def step_generator(seed: int, step: int) -> Generator:
 def earlier(rng: Generator, steps: int) -> Generator:
     """The generator of that many steps before the one that `rng` was made for."""
     return torch.Generator().manual_seed(rng.initial_seed() - steps)
+
+
+def ray_chunks(camera: Camera, most: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rays of a whole picture, row by row, in chunks of at most `most`: (pixels, origin [n, 3], unit direction [n, 3]).
+
+    The lens is inverted once for the picture, however many chunks it takes.
+    """
+    camera = camera.to(torch.float32)
+    parallel = camera.lens is Lens.ORTHOGRAPHIC
+    table = None if parallel else DirectionTable(camera)
+    rotation, centre = camera.world_from_cam[:, :3], camera.center
+    for begin in range(0, camera.height * camera.width, most):
+        part = slice(begin, min(begin + most, camera.height * camera.width))
+        pixel = torch.arange(part.start, part.stop)
+        column, row = pixel % camera.width, pixel // camera.width
+        if table is None:
+            rays = camera.rays(torch.stack([column, row], dim=1) + 0.5)
+            yield part, rays.origin.contiguous(), rays.direction.contiguous()
+        else:
+            direction = table(column, row)[0] @ rotation.T
+            yield part, centre.expand_as(direction).contiguous(), direction
 
 
 @dataclass(frozen=True)

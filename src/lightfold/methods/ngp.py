@@ -23,7 +23,7 @@ from ..cameras import Camera
 from ..fields import OccupancyGrid
 from ..ops import HashGrid, Radiance, Tracing
 from ..optim import Adam, Group, constant, exponential_after
-from .base import Image, Method, earlier
+from .base import Image, Method, earlier, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -49,19 +49,21 @@ class NGPConfig:
     """Width of the hidden layers."""
     geometry: int = 16
     """Outputs of the density network, density among them; a multiple of 8."""
-    rays: int = 256
-    """Rays per step."""
-    samples: int = 24
-    """Samples per training ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
+    batch: int = 8192
+    """Samples per step to aim at: the number of rays adapts to it, as rays that meet little matter cost little."""
+    samples: int = 32
+    """Most samples per ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
     step: float = 0.005
     """Shortest step along a ray, scene units."""
     cone: float = 1 / 256
-    """A step is at least this times the distance."""
-    grid: int = 128
+    """A step in an unbounded scene is at least this times the distance."""
+    grid: int = 64
     """Occupancy cells per axis of a cascade; a multiple of 16."""
     cascades: int = 5
     """Cascades of the occupancy pyramid of an unbounded scene: it reaches 2^(cascades - 1) scene units."""
-    thickness: float = 0.02
+    probes: int = 4096
+    """Random points at which the occupancy grid looks for new matter, every 16 steps."""
+    thickness: float = 0.05
     """Optical thickness of a cell from which it counts as occupied."""
     shift: float = 1.0
     """Density is exp(raw + shift): where training starts between fog and emptiness."""
@@ -75,7 +77,7 @@ class NGPConfig:
     """Learning rates end at this share of their start."""
     huber: float = 0.0
     """Colour error beyond which the loss is linear; 0 for squared error throughout."""
-    distortion: float = 0.0
+    distortion: float = 0.01
     """Weight of the distortion loss (mip-NeRF 360), which gathers a ray's weights."""
     keep: float = 1e-3
     """Samples of smaller weight get neither colour nor gradient."""
@@ -87,11 +89,15 @@ class NGP(Method):
     Config = NGPConfig
     PRESETS: ClassVar[dict[str, NGPConfig]] = {
         "": NGPConfig(),
-        "fast": NGPConfig(steps=10_000, log2_rows=15, width=32),
+        "fast": NGPConfig(steps=10_000, log2_rows=15),
         "big": NGPConfig(steps=60_000, log2_rows=17),
     }
     BLOCK = 16
     """Batches drawn from the scene at a time, and steps between two updates of the occupancy grid."""
+
+    widen: Tensor
+    rays: Tensor
+    _per_ray: Tensor
 
     def __init__(self, config: NGPConfig, info: SceneInfo) -> None:
         super().__init__(config, info)
@@ -104,6 +110,9 @@ class NGP(Method):
         self.colour = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
         self.occupancy = OccupancyGrid(info, c.grid, c.cascades, c.thickness)
         self.register_buffer("widen", torch.ones(()))
+        self.register_buffer("rays", torch.tensor(self._whole_groups(c.batch / c.samples)))
+        self.register_buffer("_per_ray", torch.tensor(float(c.samples)))
+        self.cone = 0.0 if info.bounded else c.cone
         # The table's gradient is accumulated in place and cleared line by line, never swept (see `ops.train_rays`).
         self.table.grad = torch.zeros_like(self.table)
         self.touched = torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8)
@@ -131,12 +140,12 @@ class NGP(Method):
         """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks."""
         o, c, widen = self.occupancy, self.config, float(self.widen)
         peak = o.peak if step % 4 == 0 else None
-        return Tracing(o.bits, o.cascades, o.size, c.step * widen, c.cone * widen, 128, peak, keep=c.keep)
+        return Tracing(o.bits, o.cascades, o.size, c.step * widen, self.cone * widen, 128, peak, keep=c.keep)
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: short steps, and more of them."""
         o, c = self.occupancy, self.config
-        return Tracing(o.bits, o.cascades, o.size, c.step, c.cone, 1024, keep=1e-4)
+        return Tracing(o.bits, o.cascades, o.size, c.step, self.cone, 1024, keep=1e-4)
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
         """Squared error of the colours of `rays` pixels, over random backgrounds.
@@ -145,8 +154,10 @@ class NGP(Method):
         opacity costly wherever it is not: no other loss on opacity is needed.
         """
         c = self.config
+        if step == 0 and self.info.has_alpha:
+            self.occupancy.carve(scene)
         origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
-        background = torch.rand(c.rays, 3, generator=rng)
+        background = torch.rand(len(rgb), 3, generator=rng)
         target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb
         result = ops.train_rays(
             self.field(),
@@ -164,7 +175,7 @@ class NGP(Method):
             touched=self.touched,
         )
         self.stats = {
-            "rays": c.rays,
+            "rays": len(rgb),
             "samples": result.picture.evaluated,
             "kept": result.picture.kept,
             "mse": result.squared_error,
@@ -179,24 +190,32 @@ class NGP(Method):
         """
         block, place = divmod(step, self.BLOCK)
         if self._block is None or self._block[0] != block:
-            pixels = scene.pixels(self.config.rays * self.BLOCK, earlier(rng, place))
+            pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place))
             rays = pixels.rays
             drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
             self._block = block, list(zip(*(t.contiguous().chunk(self.BLOCK) for t in drawn), strict=True))
         return self._block[1][place]
 
     def after_step(self, step: int, optim: Adam) -> None:
-        """Every BLOCK steps, refresh the occupancy grid; after every step, fit the step length to the sample budget.
+        """Fit step lengths to the sample budget; every BLOCK steps, fit the number of rays and refresh the grid.
 
-        Steps longer than a cell would jump over thin matter, so they are allowed only while the grid is full and the
-        field a fog: `widen` falls back to 1 as soon as the budget allows.
+        Steps longer than a cell would jump over thin matter, so they are only for the time when the grid is full and
+        the field a fog: `widen` falls back to 1 as soon as the budget allows.
         """
-        most = 8.0
-        ratio = self.stats["samples"] / (self.stats["rays"] * self.config.samples)
-        self.widen.fill_(min(max(float(self.widen) * min(max(ratio, 0.9), 1.1), 1.0), max(most, 1.0)))
+        c = self.config
+        per_ray = self.stats["samples"] / self.stats["rays"]
+        change = min(max(per_ray / c.samples, 0.9), 1.1)
+        self.widen.fill_(min(max(float(self.widen) * change, 1.0), 8.0))
+        self._per_ray += 0.1 * (per_ray - self._per_ray)
         if step % self.BLOCK == self.BLOCK - 1:
+            self.rays.fill_(self._whole_groups(c.batch / max(float(self._per_ray), 1.0)))
             rng = torch.Generator().manual_seed(step)
-            self.occupancy.update(lambda points: ops.density_at(self.field(), points), 16_384, rng)
+            self.occupancy.update(lambda points: ops.density_at(self.field(), points), c.probes, rng)
+
+    @staticmethod
+    def _whole_groups(rays: float) -> int:
+        """A number of rays that the kernels' tasks divide evenly, within reason."""
+        return min(max(round(rays / 64), 1), 128) * 64
 
     @torch.no_grad()
     def render(self, camera: Camera, background: Tensor | None = None) -> Image:
@@ -207,14 +226,11 @@ class NGP(Method):
             colour = torch.tensor(self.info.background)
         rgb, alpha, depth = torch.empty(height * width, 3), torch.empty(height * width), torch.empty(height * width)
         field, tracing = self.field(), self.rendering_tracing()
-        xy = camera.pixel_grid()
-        for begin in range(0, height * width, 1 << 16):
-            part = slice(begin, begin + (1 << 16))
-            rays = camera.rays(xy[part])
-            n = len(rays)
-            near, far = torch.full((n,), self.info.near), torch.full((n,), self.info.far)
-            origin, direction = rays.origin.float().contiguous(), rays.direction.float().contiguous()
-            picture = ops.render_rays(field, tracing, origin, direction, near, far, colour.expand(n, 3).contiguous())
+        near = self.info.near_for(camera)
+        for part, origin, direction in ray_chunks(camera, 1 << 16):
+            n = len(origin)
+            bounds = torch.full((n,), near), torch.full((n,), self.info.far)
+            picture = ops.render_rays(field, tracing, origin, direction, *bounds, colour.expand(n, 3).contiguous())
             rgb[part], alpha[part] = picture.rgb.clamp(0, 1), picture.opacity
             depth[part] = torch.where(picture.opacity > 1e-3, picture.depth / picture.opacity.clamp(min=1e-3), 0)
         shape = (height, width)

@@ -1,7 +1,7 @@
 """Differentiable operations of radiance fields: a native CPU kernel and a plain PyTorch reference for each."""
 
 from .adam import adam_
-from .backend import native_info, use
+from .backend import native_info, own_threads, use
 from .composite import Composite, composite
 from .hash_encode import HashGrid, hash_encode
 from .march import march
@@ -23,6 +23,7 @@ __all__ = [
     "march",
     "mlp",
     "native_info",
+    "own_threads",
     "render_rays",
     "spherical_harmonics",
     "train_rays",

@@ -13,6 +13,7 @@ from torch import Tensor
 _reference = False
 _core: ModuleType | None = None
 _threads = 0
+_own_threads = 0
 
 
 @contextmanager
@@ -26,6 +27,24 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _reference = before
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Inside, the kernels keep all threads and PyTorch computes with one.
+
+    A training step's tensors are too small to share out, and PyTorch's OpenMP threads spin for a while after each
+    parallel region: on two cores that took a fifth of the time from the kernels.
+    """
+    global _own_threads
+    before, count = _own_threads, torch.get_num_threads()
+    _own_threads = before or count
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _own_threads = before
+        torch.set_num_threads(count)
 
 
 def reference_wanted() -> bool:
@@ -44,7 +63,7 @@ def core() -> ModuleType:
                 "The native kernels of lightfold are not built. Build them with `pip install .` in the repository."
             ) from error
         _core = module
-    wanted = torch.get_num_threads()
+    wanted = _own_threads or torch.get_num_threads()
     if wanted != _threads:
         _core.set_threads(wanted)
         _threads = wanted
