@@ -11,16 +11,34 @@ namespace {
 
 constexpr int kBlock = 192;  // samples of a task in the unfused ops; divides into whole tiles
 
+// to[c][r] = from[r][c], in square blocks of registers.
+template <class T>
+void flip(const T* from, size_t from_stride, int rows, int columns, T* to, size_t to_stride) {
+  constexpr int n = kLanes<T>;
+  int r = 0;
+  for (; r + n <= rows; r += n) {
+    int c = 0;
+    for (; c + n <= columns; c += n) {
+      Vec<T> block[n];
+      for (int i = 0; i < n; ++i) block[i] = load(from + (r + i) * from_stride + c);
+      transpose<T>(block);
+      for (int i = 0; i < n; ++i) store(to + (c + i) * to_stride + r, block[i]);
+    }
+    for (; c < columns; ++c)
+      for (int i = 0; i < n; ++i) to[c * to_stride + r + i] = from[(r + i) * from_stride + c];
+  }
+  for (; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
 // [n, width] sample-major <-> rows of a tile.
 template <class T>
-void to_rows(const T* x, int64_t n, int width, T* rows, size_t stride) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int k = 0; k < width; ++k) rows[k * stride + i] = x[i * width + k];
+void to_rows(const T* x, int n, int width, T* rows, size_t stride) {
+  flip(x, size_t(width), n, width, rows, stride);
 }
 template <class T>
-void from_rows(const T* rows, size_t stride, int64_t n, int width, T* x) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int k = 0; k < width; ++k) x[i * width + k] = rows[k * stride + i];
+void from_rows(const T* rows, size_t stride, int n, int width, T* x) {
+  flip(rows, stride, width, n, x, size_t(width));
 }
 inline int tasks_for(int64_t n, int64_t per_task) { return int((n + per_task - 1) / per_task); }
 
@@ -42,21 +60,27 @@ void hash_encode(const Workers& workers, const HashSpec& spec, const T* table, c
 template <class T>
 void hash_encode_backward(const Workers& workers, const HashSpec& spec, const T* table, const T* x, int64_t n, const T* d_out,
                           T* d_table, T* d_x) {
-  const int F = spec.levels * spec.features, f = spec.features;
-  if (d_table)
-    workers.each(spec.levels, [&](int level, int worker) {
-      const size_t stride = row_stride<T>(kEncodeTile);
-      T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (3 + F)));
-      for (int64_t s = 0; s < n; s += kEncodeTile) {
-        const int c = int(min(int64_t(kEncodeTile), n - s));
-        to_rows(x + 3 * s, c, 3, rows, stride);
-        T* d_rows = rows + (3 + size_t(level) * f) * stride;
-        for (int i = 0; i < c; ++i)
-          for (int k = 0; k < f; ++k) d_rows[k * stride + i] = d_out[(s + i) * F + level * f + k];
+  const int F = spec.levels * spec.features;
+  // Two passes over slices of the samples: first everyone turns the slice into level-major rows, then each level is
+  // scattered by one owner. Reading level-wise from [n, levels * features] would fetch every line once per level.
+  constexpr int64_t kSlice = 1 << 14;
+  if (d_table) {
+    const size_t stride = row_stride<T>(size_t(min(n, kSlice)));
+    T* rows = static_cast<T*>(workers.scratch(workers.pool, workers.count, sizeof(T) * stride * (3 + F)));
+    for (int64_t s = 0; s < n; s += kSlice) {
+      const int c = int(min(kSlice, n - s));
+      workers.each(tasks_for(c, 1024), [&](int task, int) {
+        const int begin = task * 1024, m = min(1024, c - begin);
+        to_rows(x + 3 * (s + begin), m, 3, rows + begin, stride);
+        to_rows(d_out + (s + begin) * F, m, F, rows + 3 * stride + begin, stride);
+      });
+      workers.each(spec.levels, [&](int i, int) {
+        const int level = spec.levels - 1 - i;  // finest first: they take longest
         scatter_level(spec, level, rows, rows + stride, rows + 2 * stride, c, rows + 3 * stride, stride, T(1), d_table,
                       static_cast<uint8_t*>(nullptr));
-      }
-    });
+      });
+    }
+  }
   if (d_x)
     workers.each(tasks_for(n, 1024), [&](int task, int worker) {
       const size_t stride = row_stride<T>(kEncodeTile);

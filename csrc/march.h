@@ -87,6 +87,9 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
   T inverse_d[3];
   for (int a = 0; a < 3; ++a) inverse_d[a] = T(1) / (abs(d[a]) < T(1e-12) ? (d[a] < 0 ? T(-1e-12) : T(1e-12)) : d[a]);
   const T width = T(1) / T(half);  // of the finest cascade's cells
+  const T inverse_step = T(1) / step, turn = step / max(cone, T(1e-30));
+  const T grow = T(1) + cone, grow2 = grow * grow, grow4 = grow2 * grow2, grow8 = grow4 * grow4;
+  const T grow16 = grow8 * grow8, grow64 = grow16 * grow16 * (grow16 * grow16);
   T t = at.t;
   while (t < far && found < most) {
     const T dt = max(step, cone * t);
@@ -113,9 +116,19 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
       const T edge = (T(lo[a] + (d[a] > 0 ? span : 0)) - T(half)) * cell_width;
       leave = min(leave, (edge - o[a]) * inverse_d[a]);
     }
-    do {
-      t += max(step, cone * t);
-    } while (t + T(0.5) * max(step, cone * t) < leave);
+    if (cone * t < step) {  // equal steps, as far as they are equal
+      T count = ceil((leave - t) * inverse_step - T(0.5));
+      if (cone > T(0)) count = min(count, ceil((turn - t) * inverse_step));
+      t += max(count, T(1)) * step;
+    } else {
+      t *= grow;
+    }
+    if (cone * t >= step) {  // growing steps: whole powers of 1 + cone
+      const T middle = T(1) + T(0.5) * cone;
+      while (t * grow64 * middle < leave) t *= grow64;
+      while (t * grow8 * middle < leave) t *= grow8;
+      while (t * middle < leave) t *= grow;
+    }
   }
   at.t = t;
   return found;

@@ -32,7 +32,9 @@ class Pool {
   }
 
   // Threads are started on first use and after a change of count. A task runs on exactly one worker; which one is
-  // not fixed, so kernels give every task a result slot of its own and add up in task order.
+  // not fixed, so kernels give every task a result slot of its own and add up in task order. The caller works too, and
+  // returns when all tasks are done: it never waits for a thread that has not woken up, as one may take long to on a
+  // machine with other work.
   void run(int tasks, void (*body)(void*, int, int), void* context) {
     std::lock_guard<std::mutex> one_at_a_time(entry_);
     if (tasks <= 1 || count_ <= 1) {
@@ -42,16 +44,18 @@ class Pool {
     start();
     body_ = body;
     context_ = context;
-    tasks_ = tasks;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(int(threads_.size()), std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+    for (offset_ = 0; offset_ < tasks; offset_ += kMostTasks) {
+      const uint64_t total = uint64_t(tasks - offset_ < kMostTasks ? tasks - offset_ : kMostTasks);
+      done_.store(0, std::memory_order_relaxed);
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        round_ = (round_ + 1) & kRoundMask;
+        ticket_.store(round_ << 40 | total << 20, std::memory_order_release);
+      }
+      wake_.notify_all();
+      drain(0);
+      while (done_.load(std::memory_order_acquire) < total) pause();
     }
-    wake_.notify_all();
-    drain(0);
-    while (busy_.load(std::memory_order_acquire) > 0) pause();
   }
 
   void set_count(int count) {
@@ -103,30 +107,40 @@ class Pool {
 #endif
   }
 
+  // A ticket holds the round, how many tasks it has and which is next, so that a late thread can never take a task of
+  // one round with the body of another: body_, context_ and offset_ hold still while a task of their round is open.
   void drain(int worker) {
-    for (int i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1)) body_(context_, i, worker);
+    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    for (;;) {
+      const uint64_t total = ticket >> 20 & kTaskMask, next = ticket & kTaskMask;
+      if (next >= total) return;
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      body_(context_, offset_ + int(next), worker);
+      done_.fetch_add(1, std::memory_order_release);
+      ticket = ticket_.load(std::memory_order_acquire);
+    }
   }
 
   void start() {
     if (!threads_.empty()) return;
     stopping_ = false;
-    uint64_t seen = generation_.load();
+    const uint64_t seen = ticket_.load() >> 40;
     for (int worker = 1; worker < count_; ++worker)
       threads_.push_back(std::make_unique<std::thread>([this, worker, seen] { loop(worker, seen); }));
   }
 
   void loop(int worker, uint64_t seen) {
+    auto news = [&] { return ticket_.load(std::memory_order_acquire) >> 40 != seen; };
     for (;;) {
       // A training step calls in again within microseconds, so spin a little before sleeping.
-      for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spin) pause();
-      if (generation_.load(std::memory_order_acquire) == seen) {
+      for (int spin = 0; spin < kSpins && !news(); ++spin) pause();
+      if (!news()) {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+        wake_.wait(lock, news);
       }
-      seen = generation_.load(std::memory_order_acquire);
+      seen = ticket_.load(std::memory_order_acquire) >> 40;
       if (stopping_) return;
       drain(worker);
-      busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -135,7 +149,8 @@ class Pool {
     stopping_ = true;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+      round_ = (round_ + 1) & kRoundMask;
+      ticket_.store(round_ << 40, std::memory_order_release);
     }
     wake_.notify_all();
     for (auto& thread : threads_) thread->join();
@@ -143,17 +158,19 @@ class Pool {
   }
 
   static constexpr int kSpins = 4000;
+  static constexpr int kMostTasks = (1 << 20) - 1;
+  static constexpr uint64_t kTaskMask = (1 << 20) - 1, kRoundMask = (1 << 24) - 1;
   int count_ = 1;
   std::vector<std::unique_ptr<std::thread>> threads_;
   std::vector<Block> scratch_{2};
   std::mutex entry_, mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> next_{0}, busy_{0};
+  std::atomic<uint64_t> ticket_{0}, done_{0};
   std::atomic<bool> stopping_{false};
+  uint64_t round_ = 0;
   void (*body_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
-  int tasks_ = 0;
+  int offset_ = 0;
 };
 
 }  // namespace lf

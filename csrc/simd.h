@@ -72,6 +72,8 @@ LF_INLINE T abs(T x) {
 }
 LF_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 LF_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
+LF_INLINE float ceil(float x) { return __builtin_ceilf(x); }
+LF_INLINE double ceil(double x) { return __builtin_ceil(x); }
 
 // exp, elementwise. Float: Cody-Waite reduction and a degree-6 polynomial, 2 ulp over [-87, 88], clamped beyond.
 // Double goes through the C library: it serves gradient checks, not speed.

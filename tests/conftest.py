@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from kernel_checks import INSTRUCTION_SETS
+
+from lightfold.ops import backend
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Outputs of kernels start as NaN, so that an element that nobody wrote cannot pass for a small number.
+os.environ["LIGHTFOLD_POISON"] = "1"
+torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,13 @@ def shared_data() -> Path:
 def rng() -> torch.Generator:
     """A generator with a fixed seed, so that a failure repeats."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every set of kernels that this machine can run, one after the other."""
+    core = backend.core()
+    before = core.isa()
+    core.set_isa(request.param)
+    yield request.param
+    core.set_isa(before)

@@ -233,8 +233,18 @@ def test_crop_radius_is_in_pixels_of_the_full_picture(tmp_path: Path) -> None:
 def test_pixels_that_no_direction_reaches_are_masked(tmp_path: Path) -> None:
     picture = save(tmp_path / "a.png", noise(64, 64))
     fisheye = camera(64, 64, Lens.OPENCV_FISHEYE, (-0.15, 0.0, 0.0, 0.0))  # Folds over at a radius of 1 of its plane.
-    wide = Frame(picture, Camera(fisheye.cam_from_world, fisheye.intrinsics * torch.tensor([0.5, 0.5, 1, 1]),
-                                 fisheye.distortion, 64, 64, Lens.OPENCV_FISHEYE), "a.png")
+    wide = Frame(
+        picture,
+        Camera(
+            fisheye.cam_from_world,
+            fisheye.intrinsics * torch.tensor([0.5, 0.5, 1, 1]),
+            fisheye.distortion,
+            64,
+            64,
+            Lens.OPENCV_FISHEYE,
+        ),
+        "a.png",
+    )
     prepared = prepare(wide, WHOLE, None)
     assert prepared.mask is not None
     assert prepared.mask[32, 32] == 255 and prepared.mask[0, 0] == 0

@@ -276,8 +276,9 @@ for _name, (_pattern, _first) in _RESOLVERS.items():
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML, in the order of the dataclasses."""
-    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+    """The whole configuration as YAML, in the order of the dataclasses, with YAML's mark "..." at its end."""
+    plain = to_plain(config)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000, explicit_end=True)
 
 
 def from_yaml(text: str, where: str = "config.yaml") -> RunConfig:
@@ -288,6 +289,9 @@ def from_yaml(text: str, where: str = "config.yaml") -> RunConfig:
     name = data.get("method")
     if not isinstance(name, str):
         raise ConfigError(f"{where}: the option 'method' must name a method, such as 'ngp'.")
+    # A file that lost its end may still read well: `seed: 123` becomes `seed: 1`.
+    if text.rstrip().rpartition("\n")[2] != "...":
+        raise ConfigError(f"{where}: its last line should be '...', so its end is missing.")
     # Every option is in the file, so a preset that has since been renamed or retuned does not matter.
     cls = method_class(name.partition(":")[0])
     return cast(RunConfig, from_plain(RunConfig, data, where, overrides={"model": cls.Config}))

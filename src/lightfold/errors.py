@@ -1,4 +1,4 @@
-"""The errors a user may see. Each message is one or two whole sentences: what happened, where, and what to do about it."""
+"""The errors a user may see. Each message is a sentence or two: what happened, where, and what to do about it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class OccupancyGrid(nn.Module):
     threshold: Tensor
 
     DECAY = 0.95
-    GRACE = 12
+    GRACE = 30
     """Updates that a cell survives at the start without a single sample dense enough."""
 
     def __init__(self, info: SceneInfo, size: int, cascades: int, thickness: float) -> None:

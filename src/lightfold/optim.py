@@ -54,7 +54,7 @@ class Group:
     """L2 term added to the gradient (Adam's own form, not AdamW's)."""
     schedule: Schedule = field(default=constant)
     sparse: bool = False
-    """True: entries whose gradient is exactly zero keep their value and moments (instant-ngp's rule for hash tables)."""
+    """True: entries whose gradient is exactly zero keep value and moments (instant-ngp's rule for hash tables)."""
     touched: Tensor | None = None
     """For a single sparse parameter: which lines of it can hold a gradient (see `ops.adam_`)."""
 

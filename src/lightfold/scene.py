@@ -33,6 +33,7 @@ MAX_DIRECTIONS = 1 << 22
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 ORIENTATIONS = ("auto", "up", "pca", "none")
 
+
 @dataclass(frozen=True)
 class SceneConfig:
     """How a capture becomes a scene."""
@@ -270,9 +271,7 @@ class Scene:
             on_plane = (xy - intrinsics[:, 2:]) / intrinsics[:, :2] * self._parallel[slot, None]
             origin = origin + axes[:, 0] * on_plane[:, :1] + axes[:, 1] * on_plane[:, 1:]
         far = torch.full((n,), self.info.far)
-        rays = Rays(
-            origin, direction, radius, self._near.index_select(0, slot), far, self._view.index_select(0, slot)
-        )
+        rays = Rays(origin, direction, radius, self._near.index_select(0, slot), far, self._view.index_select(0, slot))
         alpha = self._pictures.alpha
         return Pixels(
             rays=rays,
@@ -404,9 +403,7 @@ def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress:
     ]
     if progress is not None:
         progress("finding near planes", 0, 1)
-    placed = bounds.place(
-        capture, cameras, train, config.orientation, lambda: surface_points(cameras, train, pictures)
-    )
+    placed = bounds.place(capture, cameras, train, config.orientation, lambda: surface_points(cameras, train, pictures))
     views = len(frames)
     info = SceneInfo(
         bounded=placed.bounded,

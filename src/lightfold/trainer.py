@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,8 @@ from . import pictures
 from .errors import RunError
 from .evaluate import background_colour, composited
 from .machine import peak_memory_bytes
-from .metrics import psnr
 from .methods.base import step_generator
+from .metrics import psnr
 from .ops import own_threads
 from .optim import Adam
 
@@ -43,8 +45,8 @@ RETREATS = 3
 def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress: bool = True) -> None:
     """Train `method` on `scene` to the end of the budget, continuing from the run's newest checkpoint if it has one.
 
-    Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. Ctrl-C saves and is raised again.
-    Raises RunError when the loss stays not finite.
+    Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. Ctrl-C ends the step, saves, and
+    is raised again. Raises RunError when the loss stays not finite.
     """
     optim = Adam(method.groups())
     budget = Budget(config, method.config.steps)
@@ -55,9 +57,10 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
     gc.freeze()
     gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
     try:
-        with own_threads():
+        with own_threads(), CtrlC() as ctrl_c:
             budget.start(step)
             while not budget.spent(step):
+                ctrl_c.obey()
                 losses = method.loss(scene, step, step_generator(config.seed, step))
                 loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
                 if not math.isfinite(value := float(loss.detach())):
@@ -84,6 +87,36 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
         log.close()
     log.finish(step)
     memory.save(step)
+
+
+class CtrlC:
+    """Holds Ctrl-C back until the step is whole, so that what is saved is a state the training has really been in.
+
+    A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def obey(self) -> None:
+        """Raise KeyboardInterrupt if it was asked for."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def __enter__(self) -> CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class Budget:
@@ -287,7 +320,8 @@ class Log:
         self.bar.update(self.task, completed=fraction, text=text)
         if self.plain:
             left = self.budget.elapsed() * (1 - fraction) / max(fraction, 1e-6)
-            print(f"{text}  {fraction:4.0%}, {left:.0f} s left", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{text}  {fraction:4.0%}, {left:.0f} s left\n")
+            sys.stderr.flush()
         self.last, self.rays, self.samples, self.steps = now, 0, 0, 0
         self.squares = self.loss = 0.0
 

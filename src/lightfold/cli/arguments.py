@@ -19,7 +19,7 @@ def parse(
     words: Sequence[str],
     verb: str,
     description: str,
-    default: ArgumentsT | None = None,
+    default: ArgumentsT,
     flat: tuple[str, ...] = (),
 ) -> ArgumentsT:
     """Fill a dataclass from the words after `lightfold VERB`.
@@ -27,13 +27,17 @@ def parse(
     default: an instance that gives the options their values. flat: fields whose fields are options without a prefix.
     Raises ConfigError for an option that does not exist; SystemExit after --help or a value of the wrong kind.
     """
-    asked = {"prog": f"lightfold {verb}", "description": description, "args": list(words), "return_unknown_args": True}
-    if default is not None:
-        asked["default"] = default
-    arguments, unknown = tyro.cli(kind, **asked)
+    arguments, unknown = tyro.cli(
+        kind,
+        prog=f"lightfold {verb}",
+        description=description,
+        args=list(words),
+        default=default,
+        return_unknown_args=True,
+    )
     if unknown:
         raise ConfigError(_unknown(unknown, option_names(arguments, flat), verb))
-    return arguments  # type: ignore[no-any-return]
+    return arguments
 
 
 def option_names(arguments: Any, flat: tuple[str, ...] = ()) -> list[str]:

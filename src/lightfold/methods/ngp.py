@@ -51,7 +51,7 @@ class NGPConfig:
     """Outputs of the density network, density among them; a multiple of 8."""
     batch: int = 8192
     """Samples per step to aim at: the number of rays adapts to it, as rays that meet little matter cost little."""
-    samples: int = 32
+    samples: int = 24
     """Most samples per ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
     step: float = 0.005
     """Shortest step along a ray, scene units."""
@@ -63,7 +63,7 @@ class NGPConfig:
     """Cascades of the occupancy pyramid of an unbounded scene: it reaches 2^(cascades - 1) scene units."""
     probes: int = 4096
     """Random points at which the occupancy grid looks for new matter, every 16 steps."""
-    thickness: float = 0.05
+    thickness: float = 0.03
     """Optical thickness of a cell from which it counts as occupied."""
     shift: float = 1.0
     """Density is exp(raw + shift): where training starts between fog and emptiness."""
@@ -77,7 +77,7 @@ class NGPConfig:
     """Learning rates end at this share of their start."""
     huber: float = 0.0
     """Colour error beyond which the loss is linear; 0 for squared error throughout."""
-    distortion: float = 0.01
+    distortion: float = 0.03
     """Weight of the distortion loss (mip-NeRF 360), which gathers a ray's weights."""
     keep: float = 1e-3
     """Samples of smaller weight get neither colour nor gradient."""

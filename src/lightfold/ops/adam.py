@@ -39,7 +39,9 @@ def adam_(
     if touched is not None:
         lines = (value.numel() + 15) // 16
         if not sparse or touched.dtype != torch.uint8 or touched.numel() != lines:
-            raise ValueError(f"touched: expected uint8 [{lines}] and sparse=True, got {touched.dtype} {tuple(touched.shape)}")
+            raise ValueError(
+                f"touched: expected uint8 [{lines}] and sparse=True, got {touched.dtype} {tuple(touched.shape)}"
+            )
     if reference_wanted():
         adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
         if touched is not None:

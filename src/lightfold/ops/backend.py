@@ -71,7 +71,7 @@ def core() -> ModuleType:
 
 
 def kernel(name: str, *tensors: Tensor):
-    """Kernel `name` for the scalar type of the first tensor. All tensors must be contiguous, on the CPU, of one type."""
+    """Kernel `name` for the first tensor's scalar type. All tensors must be contiguous, on the CPU, of one type."""
     dtype = tensors[0].dtype
     for t in tensors:
         if t.device.type != "cpu":
@@ -82,7 +82,9 @@ def kernel(name: str, *tensors: Tensor):
         if t.dtype != dtype:
             raise ValueError(f"{name}: expected tensors of one type, got {dtype} and {t.dtype}")
         if not t.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous tensors, got strides {t.stride()} for shape {tuple(t.shape)}")
+            raise ValueError(
+                f"{name}: expected contiguous tensors, got strides {t.stride()} for shape {tuple(t.shape)}"
+            )
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: expected float32 or float64, got {dtype}")
     return getattr(core(), name + ("_f32" if dtype == torch.float32 else "_f64"))

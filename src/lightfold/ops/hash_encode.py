@@ -98,7 +98,9 @@ class HashGrid:
         """The same, as the kernels read it."""
         kind = 1 if self.layout == "line" else 0
         dense = [int(d) for d in self.dense]
-        return core().HashSpec(self.features, kind, dense, self.resolution, self.modulus, self.first_row[:-1], self.scale)
+        return core().HashSpec(
+            self.features, kind, dense, self.resolution, self.modulus, self.first_row[:-1], self.scale
+        )
 
 
 def hash_encode(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:

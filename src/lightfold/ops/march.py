@@ -113,7 +113,14 @@ def grid_decay_(bits: Tensor, peak: Tensor, cascades: int, size: int, decay: flo
 
 
 def grid_raise_(
-    bits: Tensor, peak: Tensor, allowed: Tensor, cascades: int, size: int, points: Tensor, density: Tensor, threshold: Tensor
+    bits: Tensor,
+    peak: Tensor,
+    allowed: Tensor,
+    cascades: int,
+    size: int,
+    points: Tensor,
+    density: Tensor,
+    threshold: Tensor,
 ) -> None:
     """Points [N, 3] with density [N] raise the peaks of their cells, and set the bits of those that reach threshold.
 
@@ -202,7 +209,7 @@ def march_reference(
 def _steps(o, d, begin, end, jitter, step, cone, most, occupied, cascades, size) -> list[tuple[float, float]]:
     if not math.isfinite(end):
         raise LightfoldError("A ray leaves the occupancy pyramid at infinity: its direction is not finite.")
-    found = []
+    found: list[tuple[float, float]] = []
     t = begin + jitter * max(step, cone * begin)
     while t < end and len(found) < most:
         length = max(step, cone * t)

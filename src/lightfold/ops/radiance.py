@@ -63,7 +63,9 @@ class Radiance:
         if self.density[0].shape[1] != self.grid.width:
             raise ValueError(f"density[0]: expected {self.grid.width} inputs, got {self.density[0].shape[1]}")
         if self.colour[0].shape[1] != geometry + 16 or self.colour[-1].shape[0] != 3:
-            raise ValueError(f"colour: expected {geometry + 16} inputs and 3 outputs, got {[tuple(w.shape) for w in self.colour]}")
+            raise ValueError(
+                f"colour: expected {geometry + 16} inputs and 3 outputs, got {[tuple(w.shape) for w in self.colour]}"
+            )
 
     def density_widths(self) -> list[int]:
         """Layer widths of the density network."""
@@ -184,7 +186,7 @@ def render_rays(
     if reference_wanted():
         with torch.no_grad():
             return render_rays_reference(field, tracing, *rays, seed)
-    no_training = (0, 0, 1.0, 0.0, 0, 0, 0, 0, 0, [], [])
+    no_training: tuple[object, ...] = (0, 0, 1.0, 0.0, 0, 0, 0, 0, 0, [], [])
     return _trace(field, tracing, rays, seed, no_training)
 
 
@@ -219,15 +221,19 @@ def train_rays(
     if reference_wanted():
         picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
         return _reference_loss(picture, target, huber, distortion)
-    saved: dict[str, object] = {}
+    saved: dict[str, tuple[float, float, Picture]] = {}
     weights = (*field.density, *field.colour)
-    loss = _TrainRays.apply(field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, field.table, *weights)
+    loss = _TrainRays.apply(
+        field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, field.table, *weights
+    )
     return Loss(loss, *saved["report"])
 
 
 class _TrainRays(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, table, *weights):
+    def forward(
+        ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, table, *weights
+    ):
         count = rays[0].shape[0]
         group = core().GROUP
         tasks = max(-(-count // group), 1)
@@ -294,7 +300,9 @@ def density_at(field: Radiance, points: Tensor) -> Tensor:
     points = points.contiguous()
     out = empty((points.shape[0],), points)
     grid, table, unbounded, shift, widths, weights, _, _ = field.arguments()
-    kernel("density", points, field.table)(grid, table, unbounded, shift, widths, weights, points.data_ptr(), points.shape[0], out.data_ptr())
+    kernel("density", points, field.table)(
+        grid, table, unbounded, shift, widths, weights, points.data_ptr(), points.shape[0], out.data_ptr()
+    )
     return out
 
 
@@ -318,9 +326,19 @@ def render_rays_reference(
     seed: int = 0,
     distortion: bool = False,
 ) -> Picture:
-    """`render_rays` in plain PyTorch, differentiable. With `distortion`, Picture.depth holds that loss per ray instead."""
+    """`render_rays` in plain PyTorch, differentiable. With `distortion`, Picture.depth holds that loss per ray."""
     t0, dt, count = march_reference(
-        origin, direction, near, far, tracing.bits, tracing.cascades, tracing.size, tracing.step, tracing.cone, tracing.most, seed
+        origin,
+        direction,
+        near,
+        far,
+        tracing.bits,
+        tracing.cascades,
+        tracing.size,
+        tracing.step,
+        tracing.cone,
+        tracing.most,
+        seed,
     )
     live = torch.arange(tracing.most) < count[:, None]
     ray = torch.arange(origin.shape[0])[:, None].expand_as(live)[live]
@@ -334,7 +352,9 @@ def render_rays_reference(
     rgb = torch.sigmoid(mlp_reference(inputs, field.colour))
     weight, colour, opacity, depth = composite_reference(sigma, rgb, t0, t0 + dt, offset)
     if distortion:
-        depth = torch.stack([_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in zip(offset[:-1], offset[1:], strict=True)])
+        depth = torch.stack(
+            [_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in zip(offset[:-1], offset[1:], strict=True)]
+        )
     return Picture(colour + (1 - opacity)[:, None] * background, opacity, depth, len(ray), len(ray))
 
 

@@ -1,0 +1,53 @@
+# What a person runs, and what continuous integration runs. A fresh machine needs Python 3.10 or newer and a C++ compiler.
+#
+#   make demo      environment, training on the sample capture, scores, pictures, video
+#   make test      the tests that take minutes together     make test-slow   the others
+#   make lint      ruff, mypy, import-linter                make bench       the measured tables
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+MINUTES ?= 1
+# Windows has no bin folder in its environments.
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+
+SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
+
+.PHONY: venv install demo test test-slow bench lint clean
+.DEFAULT_GOAL := demo
+
+venv: $(VENV)/made
+
+$(VENV)/made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+install: $(VENV)/installed
+
+$(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/lightfold run examples/sample --minutes $(MINUTES) --out $(RUN)
+	@echo
+	@echo "Open $(RUN)/report.html in a browser: pictures, video, curves, scores."
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+lint: install
+	$(BIN)/ruff check src tests $(wildcard examples benchmarks)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clean:
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
