@@ -74,7 +74,7 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
         "points": size.points,
         "rates": f"from the fastest of at least {size.repeats} repeats and {size.seconds} s, wall clock",
         "precision": "single",
-        "network flops": "2 per weight and sample forward, 4 backward (both gradients), 2 for the forward that backward repeats",
+        "network flops": "2 per weight and sample forward; 6 backward: both gradients, and the forward it repeats",
         "rays": "24 consecutive samples, 0.00125 of the unit cube apart, of rays through a sphere's surface",
         "hash grid": f"coarsest 16, finest {FINEST} vertices per axis",
     }
@@ -106,9 +106,10 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
 def peak_gflops(threads: int, seconds: float = 0.3) -> float:
     """Multiply-adds of all threads at once, in GFLOP/s."""
     rates = [0.0] * threads
+    backend = core()  # Here, because PyTorch's number of threads is this thread's own.
 
     def run(i: int) -> None:
-        rates[i] = core().measure_gflops(seconds)
+        rates[i] = backend.measure_gflops(seconds)
 
     workers = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
     for worker in workers:
@@ -222,7 +223,7 @@ def compare_with_prototype(rows: list[dict[str, Any]]) -> None:
             row[f"{key}_over_prototype"] = row[f"{key}_points_per_second"] / (value * 1e6)
 
 
-# ------------------------------------------------------------------------------------------------- marching, compositing
+# ------------------------------------------------------------------------------------------------ marching, compositing
 
 
 def shell(cascades: int, size: int) -> Tensor:

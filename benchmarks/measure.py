@@ -38,14 +38,14 @@ def best(
     """The fastest run of `function`, of at least `repeats` and at least so many that `seconds` pass; one more warms up.
 
     `before` prepares each run and is not timed. Where the machine is so busy that the repeats take twenty times
-    `seconds`, there are fewer of them.
+    `seconds`, and more than a second, there are fewer of them.
     """
     runs: list[tuple[float, float]] = []
     prepare = before or (lambda: None)
     prepare()
     function()
-    spent = 0.0
-    while spent < seconds or (len(runs) < repeats and spent < 20 * seconds):
+    spent, patience = 0.0, max(20 * seconds, 1.0)
+    while not runs or spent < seconds or (len(runs) < repeats and spent < patience):
         prepare()
         runs.append(once(function))
         spent += runs[-1][0]

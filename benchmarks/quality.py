@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class Case:
     capture: str
     method: str
     seconds: float
-    scene: SceneConfig = SceneConfig()
+    scene: SceneConfig = field(default_factory=SceneConfig)
     look_every: float = 0.0
 
 
@@ -89,8 +88,8 @@ def main() -> None:
         case = budgeted(CASES[name], options)
         if find_capture(options, case.capture) is None:
             print(
-                f"{name} is skipped: there is no capture '{case.capture}' in {captures(options)}; say where captures are "
-                "with --data or LIGHTFOLD_TEST_DATA."
+                f"{name} is skipped: there is no capture '{case.capture}' in {captures(options)}; "
+                "say where captures are with --data or LIGHTFOLD_TEST_DATA."
             )
             continue
         with recorded(f"quality-{name}", options) as record:
@@ -158,6 +157,7 @@ def train_once(case: Case, capture: Path, seed: int) -> dict[str, Any]:
         peak_training = peak_bytes()
         result = evaluate(method, scene, "test")
     clocks = [row for row in rows if "seconds" in row][-1]
+    looks = seen_while_training(rows)
     psnrs = [view["psnr"] for view in result["views"]]
     return {
         "seed": seed,
@@ -179,7 +179,7 @@ def train_once(case: Case, capture: Path, seed: int) -> dict[str, Any]:
         "seconds_of_the_fastest_view": min(view["seconds"] for view in result["views"]),
         "rendered_rays_per_second": result["timing"]["rays_per_second"],
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
-        "looks": (looks := seen_while_training(rows)),
+        "looks": looks,
         "seconds_to": seconds_to(looks),
         "protocol": {
             key: result["protocol"][key] for key in ("view_count", "resolution", "background", "8-bit quantised")
@@ -235,7 +235,6 @@ def seconds_to(looks: list[dict[str, float]]) -> dict[str, float | None]:
     return {
         f"{level:g} dB": next((look["seconds"] for look in looks if look["psnr"] >= level), None)
         for level in THRESHOLDS
-        if looks and math.isfinite(level)
     }
 
 

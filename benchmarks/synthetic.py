@@ -65,7 +65,7 @@ def write_capture(folder: Path, count: int, width: int, height: int) -> Path:
         rgb = shade(rays.origin.float(), rays.direction.float()).reshape(height, width, 3)
         path = folder / "images" / f"{i:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Photo.fromarray((rgb.numpy() * 255).round().astype(np.uint8)).save(path, quality=90)
+        Photo.fromarray((rgb.numpy() * 255).round().astype(np.uint8)).save(path, quality=95, subsampling=0)
         frames.append(Frame(path=path, camera=camera, name=f"images/{path.name}"))
     transforms.write(Capture(root=folder, format="transforms", frames=tuple(frames)), folder)
     return folder

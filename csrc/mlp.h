@@ -13,7 +13,7 @@ namespace lf {
 namespace LF_ISA {
 
 constexpr int kMaxLayers = 8;
-constexpr int kTile = kManyRegisters && LF_BYTES == 64 ? 96 : 96;  // samples whose activations stay in L1
+constexpr int kTile = 96;  // samples whose activations stay in L1
 
 struct Shape {
   int layers;                  // number of weight matrices

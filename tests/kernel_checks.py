@@ -87,7 +87,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fate(function: Callable[[], object], cpu_seconds: int = 2) -> str:
+def fate(function: Callable[[], object], cpu_seconds: int = 1) -> str:
     """What becomes of `function` in a process of its own: "done", "hung", "crashed: ...", or what it raised."""
     if not hasattr(os, "fork"):
         pytest.skip("needs fork, to survive a kernel that does not return")

@@ -141,6 +141,7 @@ def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         short = ["--steps", "2", "--scene.max-side", "32", "--eval-every", "0"]
         assert cli.main(["train", "ngp:fast", "examples/sample", *short]) == cli.DONE
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     namespace: dict[str, object] = {"__name__": "documentation"}
     try:
         for line, source in blocks(REPOSITORY / name):

@@ -6,6 +6,7 @@
     metrics.jsonl                           one JSON object per line, appended while training
     checkpoints/step_0001000.safetensors    weights of the method
     checkpoints/step_0001000.resume.safetensors   what only a continued training needs, such as Adam's moments
+    preview.jpg, tensorboard/               a held-out view and curves, while training
     eval.json, eval/, renders/, report.html, log.txt   written by those who make them
 
 Every file but metrics.jsonl appears under its name only when it is whole. A process that is killed at any moment leaves

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def overview() -> str:
     """The text of `lightfold --help`."""
     lines = [
-        "Photos or video in; a radiance field you can look at, measure and export out, on the computer you have.",
+        "Posed photos in; a radiance field you can look at, measure and render out, on the computer you have.",
         "",
         "usage: lightfold VERB ...",
         "",

@@ -169,12 +169,15 @@ def fly(run: Run, seconds: float, side: int) -> Path:
     from ..paths import suited_path
 
     name = suited_path(run.info)
-    out = run.path / "renders" / f"{name}_rgb.mp4"
+    # A name of its own: `lightfold render` may write another kind of picture under the name of the path.
+    out = run.path / "renders" / "video.mp4"
     found = run.checkpoint()
     if found is not None and out.is_file() and out.stat().st_mtime >= found.path.stat().st_mtime:
         console.say("The video of this checkpoint exists already.")
         return out
-    arguments = RenderArguments(path=name, frames=max(1, round(seconds * FPS)), size=video_size(run.info, side))
+    arguments = RenderArguments(
+        path=name, out=out, frames=max(1, round(seconds * FPS)), size=video_size(run.info, side)
+    )
     for note in render_run(run, arguments).notes:
         console.remark(note)
     return out

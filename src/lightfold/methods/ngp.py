@@ -4,8 +4,8 @@
                                     [geometry, harmonics(d)]  ->  colour network  ->  c
     picture = sum of w_i c_i along the ray, over samples in occupied cells (`ops.radiance`)
 
-What differs from the paper, because a CPU is the target: few rays and many steps (a batch of 256 rays is a step of
-about a millisecond, where a GPU wants 2^18 samples); eight levels of four features, which halve the table look-ups;
+What differs from the paper, because a CPU is the target: few rays and many steps (a batch of some 12 thousand
+samples, where a GPU wants 2^18); eight levels of four features, which halve the table look-ups;
 the "line" layout of the table; and, for unbounded captures, contracted coordinates (mip-NeRF 360) under an occupancy
 pyramid in straight ones, so that the background needs no larger table.
 """
@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from .. import ops
 from ..cameras import Camera
+from ..errors import ConfigError
 from ..fields import OccupancyGrid
 from ..ops import HashGrid, Radiance, Tracing
 from ..optim import Adam, Group, constant, exponential_after
@@ -44,17 +45,21 @@ class NGPConfig:
     base: int = 16
     """Vertices per axis of the coarsest level."""
     finest: int = 4096
-    """Vertices per axis of the finest level. Unbounded scenes spend half of it on the cube [-1, 1]^3."""
+    """Vertices per axis of the finest level of an unbounded scene, which spends half of it on the cube [-1, 1]^3."""
+    finest_bounded: int = 1024
+    """The same for a bounded scene, all of which lies in that cube."""
     width: int = 64
     """Width of the hidden layers."""
     geometry: int = 16
     """Outputs of the density network, density among them; a multiple of 8."""
-    batch: int = 8192
+    batch: int = 12_288
     """Samples per step to aim at: the number of rays adapts to it, as rays that meet little matter cost little."""
     samples: int = 24
     """Most samples per ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
     step: float = 0.005
-    """Shortest step along a ray, scene units."""
+    """Shortest step along a ray in an unbounded scene, scene units."""
+    step_bounded: float = 0.008
+    """Every step along a ray in a bounded scene."""
     cone: float = 1 / 256
     """A step in an unbounded scene is at least this times the distance."""
     grid: int = 64
@@ -82,6 +87,26 @@ class NGPConfig:
     keep: float = 1e-3
     """Samples of smaller weight get neither colour nor gradient."""
 
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("steps", 1, 10**9), ("levels", 1, 32), ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18),
+            ("finest_bounded", 16, 2**18), ("width", 8, 256), ("geometry", 8, 64), ("batch", 64, 2**22),
+            ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0), ("cone", 0.0, 1.0),
+            ("grid", 16, 256), ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
+            ("shift", -10.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
+            ("final_lr", 1e-6, 1.0), ("huber", 0.0, 10.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(self, name)}.")
+        if self.features not in (1, 2, 4, 8):
+            raise ConfigError(f"features: expected 1, 2, 4 or 8, got {self.features}.")
+        if self.geometry % 8 or self.grid % 16:
+            raise ConfigError(
+                f"geometry and grid: expected multiples of 8 and 16, got {self.geometry} and {self.grid}."
+            )
+        if self.base > min(self.finest, self.finest_bounded):
+            raise ConfigError(f"base: expected at most the finest level's vertices, got {self.base}.")
+
 
 class NGP(Method):
     """See the module's docstring."""
@@ -102,7 +127,7 @@ class NGP(Method):
     def __init__(self, config: NGPConfig, info: SceneInfo) -> None:
         super().__init__(config, info)
         c = config
-        self.grid = HashGrid(c.levels, c.features, c.log2_rows, c.base, c.finest)
+        self.grid = HashGrid(c.levels, c.features, c.log2_rows, c.base, c.finest_bounded if info.bounded else c.finest)
         self.table = nn.Parameter(torch.empty(self.grid.rows, c.features).uniform_(-1e-4, 1e-4))
         widths = [self.grid.width, c.width, c.geometry]
         self.density = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
@@ -112,7 +137,7 @@ class NGP(Method):
         self.register_buffer("widen", torch.ones(()))
         self.register_buffer("rays", torch.tensor(self._whole_groups(c.batch / c.samples)))
         self.register_buffer("_per_ray", torch.tensor(float(c.samples)))
-        self.cone = 0.0 if info.bounded else c.cone
+        self.step, self.cone = (c.step_bounded, 0.0) if info.bounded else (c.step, c.cone)
         # The table's gradient is accumulated in place and cleared line by line, never swept (see `ops.train_rays`).
         self.table.grad = torch.zeros_like(self.table)
         self.touched = torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8)
@@ -140,12 +165,12 @@ class NGP(Method):
         """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks."""
         o, c, widen = self.occupancy, self.config, float(self.widen)
         peak = o.peak if step % 4 == 0 else None
-        return Tracing(o.bits, o.cascades, o.size, c.step * widen, self.cone * widen, 128, peak, keep=c.keep)
+        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, keep=c.keep)
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: short steps, and more of them."""
         o, c = self.occupancy, self.config
-        return Tracing(o.bits, o.cascades, o.size, c.step, self.cone, 1024, keep=1e-4)
+        return Tracing(o.bits, o.cascades, o.size, self.step, self.cone, 1024, keep=1e-4)
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
         """Squared error of the colours of `rays` pixels, over random backgrounds.

@@ -34,7 +34,7 @@ def own_threads() -> Iterator[None]:
     """Inside, the kernels keep all threads and PyTorch computes with one.
 
     A training step's tensors are too small to share out, and PyTorch's OpenMP threads spin for a while after each
-    parallel region: on two cores that took a fifth of the time from the kernels.
+    parallel region, on the cores that the kernels want.
     """
     global _own_threads
     before, count = _own_threads, torch.get_num_threads()

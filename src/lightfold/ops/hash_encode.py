@@ -5,7 +5,7 @@ b = (finest / base)^(1 / (L-1)); a point x in [0, 1]^3 lies in the cell floor(x 
 cell's eight corners are blended trilinearly. Two layouts:
 
 - "line" (default): the two corners along x are neighbours in the table, row = x + h(y, z), where h strides (dense
-  levels) or hashes (fine levels) y and z only. Half the loads, each twice as long: 1.2 to 2 times faster on a CPU.
+  levels) or hashes (fine levels) y and z only. Half the loads, each twice as long, which a CPU rewards.
 - "xor": tiny-cuda-nn's layout, so that its weights and published numbers can be compared.
 """
 

@@ -1,8 +1,8 @@
 """Small fully connected networks without biases, ReLU between the layers and nothing after the last.
 
 Weights W_l have shape [width_{l+1}, width_l]: h_0 = x, h_{l+1} = relu(W_l h_l), out = W_{last} h_last. Hash-grid
-methods use widths of 16 to 64, where a general matrix product spends its time on overhead; here a tile of samples passes
-through all layers without leaving the first-level cache.
+methods use widths of 16 to 64, where a general matrix product spends its time on overhead; here a tile of samples
+passes through all layers without leaving the first-level cache.
 """
 
 from __future__ import annotations
