@@ -169,7 +169,7 @@ class NGP(Method):
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: short steps, and more of them."""
-        o, c = self.occupancy, self.config
+        o = self.occupancy
         return Tracing(o.bits, o.cascades, o.size, self.step, self.cone, 1024, keep=1e-4)
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
@@ -243,6 +243,7 @@ class NGP(Method):
         return min(max(round(rays / 64), 1), 128) * 64
 
     @torch.no_grad()
+    @ops.own_threads()
     def render(self, camera: Camera, background: Tensor | None = None) -> Image:
         """Picture of any camera, in chunks of rows."""
         height, width = camera.height, camera.width
