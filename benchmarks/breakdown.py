@@ -207,8 +207,13 @@ def backward(x: Tensor, weights: tuple[Tensor, ...]) -> Callable[[], object]:
     widths = [x.shape[1], *(w.shape[0] for w in weights)]
     pointers, gradients = [w.data_ptr() for w in weights], [torch.zeros_like(w) for w in weights]
     d_out, d_x, run = torch.rand(len(x), widths[-1]), torch.empty_like(x), kernel("mlp_backward", x)
-    d_pointers = [d.data_ptr() for d in gradients]
-    return lambda: run(widths, pointers, x.data_ptr(), len(x), d_out.data_ptr(), d_pointers, d_x.data_ptr())
+
+    def call() -> None:
+        # The addresses are asked for here, so that the gradients live as long as this function.
+        d_pointers = [d.data_ptr() for d in gradients]
+        run(widths, pointers, x.data_ptr(), len(x), d_out.data_ptr(), d_pointers, d_x.data_ptr())
+
+    return call
 
 
 if __name__ == "__main__":

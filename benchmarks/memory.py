@@ -25,7 +25,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(train_on(Path(options.one[0]), float(options.one[1]))), flush=True)
         return
-    counts, width, height, seconds = ((10, 40), 192, 128, 3) if options.quick else ((50, 200, 800), 480, 320, 10)
+    counts, width, height, seconds = ((10, 120), 192, 128, 3) if options.quick else ((50, 200, 800), 480, 320, 10)
     decoded = width * height * 3
     with recorded("memory", options) as record:
         record.protocol |= {
@@ -66,7 +66,7 @@ def train_on(capture: Path, seconds: float) -> dict[str, Any]:
     with own_memory() as memory:
         from .quality import Case, train_once
 
-        run = train_once(Case("synthetic", "ngp", seconds), capture, seed=0)
+        run, _, _ = train_once(Case("synthetic", "ngp", seconds), capture, seed=0)
     return {
         "peak_own_bytes": memory.peak if memory.peak is not None else run["peak_bytes_in_training"],
         "peak_bytes": peak_bytes(),

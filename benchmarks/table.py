@@ -303,6 +303,7 @@ def page(records: Records) -> str:
         found = {key: record for key, record in records.items() if key == name or key.startswith(f"{name}-")}
         if found:
             parts.append(write(found))
+    parts.append(others())
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -326,6 +327,27 @@ def machines(records: Records) -> str:
         )
     note = "Load: processes that wanted to run, before and after. Above the number of cores, others were in the way."
     return f"{markdown(('measurement', 'machine', 'day', 'commit', 'load', 'command'), lines)}\n\n{note}"
+
+
+def others() -> str:
+    """Where the numbers come from that these benchmarks do not measure."""
+    known = references()
+    peers = {name: peer for name, peer in known["peers"].items() if isinstance(peer, dict)}
+    lines = [
+        [
+            f"{name} ({peer['version']})",
+            f"{peer['rays_per_second']}" if "rays_per_second" in peer else "",
+            f"{peer['psnr']}",
+            f"`{peer['command']}`",
+        ]
+        for name, peer in peers.items()
+    ]
+    head = ("program", "rays/s", "PSNR, dB", "command")
+    prototype = known["prototype"]
+    return (
+        f"## What others reach\n\n{known['peers']['what']}\n\n{markdown(head, lines)}\n\n"
+        f"The prototype: {prototype['what']} On {prototype['machine']}."
+    )
 
 
 def quality_section(records: Records) -> str:

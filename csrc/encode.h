@@ -74,6 +74,12 @@ LF_INLINE void cells_xor(const HashSpec& spec, int l, const T* x, const T* y, co
   }
 }
 
+// Positions index tables, so what is not a number must not get that far: it becomes 0.
+template <class T>
+LF_INLINE T to_unit_interval(T x) {
+  return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);
+}
+
 template <class T, int F>
 struct Group {  // the features of one row, or of two neighbouring rows
   typedef T one __attribute__((vector_size(F * sizeof(T))));

@@ -76,18 +76,15 @@ namespace LF_ISA {
 
 template <class T>
 LF_INLINE void contract_to_unit(T& x, T& y, T& z, bool unbounded) {
-  if (!unbounded) {
-    x = clamp(T(0.5) * x + T(0.5), T(0), T(1));
-    y = clamp(T(0.5) * y + T(0.5), T(0), T(1));
-    z = clamp(T(0.5) * z + T(0.5), T(0), T(1));
-    return;
+  T factor = T(0.5);
+  if (unbounded) {
+    const T m = max(max(abs(x), abs(y)), max(abs(z), T(1)));
+    const T inverse = T(1) / m;
+    factor = T(0.25) * (T(2) - inverse) * inverse;  // 1/4 inside the cube, where m is held at 1
   }
-  const T m = max(max(abs(x), abs(y)), max(abs(z), T(1)));
-  const T inverse = T(1) / m;
-  const T factor = T(0.25) * (T(2) - inverse) * inverse;  // 1/4 inside the cube, where m is held at 1
-  x = x * factor + T(0.5);
-  y = y * factor + T(0.5);
-  z = z * factor + T(0.5);
+  x = to_unit_interval(x * factor + T(0.5));
+  y = to_unit_interval(y * factor + T(0.5));
+  z = to_unit_interval(z * factor + T(0.5));
 }
 
 // Bytes handed out from one block, each aligned to a cache line.

@@ -36,6 +36,12 @@ template <class T>
 void to_rows(const T* x, int n, int width, T* rows, size_t stride) {
   flip(x, size_t(width), n, width, rows, stride);
 }
+// Positions, which index tables.
+template <class T>
+void positions_to_rows(const T* x, int n, T* rows, size_t stride) {
+  for (int i = 0; i < n; ++i)
+    for (int k = 0; k < 3; ++k) rows[k * stride + i] = to_unit_interval(x[3 * i + k]);
+}
 template <class T>
 void from_rows(const T* rows, size_t stride, int n, int width, T* x) {
   flip(rows, stride, width, n, x, size_t(width));
@@ -50,7 +56,7 @@ void hash_encode(const Workers& workers, const HashSpec& spec, const T* table, c
     T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (3 + F)));
     for (int64_t s = int64_t(task) * 1024, end = min(n, s + 1024); s < end; s += kEncodeTile) {
       const int c = int(min(int64_t(kEncodeTile), end - s));
-      to_rows(x + 3 * s, c, 3, rows, stride);
+      positions_to_rows(x + 3 * s, c, rows, stride);
       encode_rows(spec, table, rows, rows + stride, rows + 2 * stride, c, rows + 3 * stride, stride);
       from_rows(rows + 3 * stride, stride, c, F, out + s * F);
     }
@@ -71,7 +77,7 @@ void hash_encode_backward(const Workers& workers, const HashSpec& spec, const T*
       const int c = int(min(kSlice, n - s));
       workers.each(tasks_for(c, 1024), [&](int task, int) {
         const int begin = task * 1024, m = min(1024, c - begin);
-        to_rows(x + 3 * (s + begin), m, 3, rows + begin, stride);
+        positions_to_rows(x + 3 * (s + begin), m, rows + begin, stride);
         to_rows(d_out + (s + begin) * F, m, F, rows + 3 * stride + begin, stride);
       });
       workers.each(spec.levels, [&](int i, int) {
@@ -88,7 +94,7 @@ void hash_encode_backward(const Workers& workers, const HashSpec& spec, const T*
       for (int64_t s = int64_t(task) * 1024, end = min(n, s + 1024); s < end; s += kEncodeTile) {
         const int c = int(min(int64_t(kEncodeTile), end - s));
         T* d = rows + 3 * stride;
-        to_rows(x + 3 * s, c, 3, rows, stride);
+        positions_to_rows(x + 3 * s, c, rows, stride);
         to_rows(d_out + s * F, c, F, rows + 6 * stride, stride);
         position_gradient(spec, table, rows, rows + stride, rows + 2 * stride, c, rows + 6 * stride, stride, d, d + stride,
                           d + 2 * stride);

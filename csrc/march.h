@@ -70,6 +70,10 @@ LF_INLINE void box_range(const T* o, const T* d, T half, T& near, T& far) {
 
 template <class T>
 LF_INLINE Walk<T> start_walk(const GridShape& grid, const Stepping& stepping, const T* o, const T* d, T near, T far, T jitter) {
+  // A ray that is no line has no samples: pixels beyond the rim of a fisheye's disc, for one.
+  const T sum = o[0] + o[1] + o[2] + d[0] + d[1] + d[2], length = d[0] * d[0] + d[1] * d[1] + d[2] * d[2];
+  if (!(sum - sum == T(0)) || !(length > T(0.5)) || !(near == near) || !(far == far)) return Walk<T>{T(0), T(0)};
+  near = max(near, T(0));
   box_range(o, d, T(1 << (grid.cascades - 1)), near, far);
   return Walk<T>{near + jitter * max(T(stepping.step), T(stepping.cone) * near), far};
 }
@@ -104,6 +108,7 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
     if (word >> (cell & 63) & 1) {
       t_out[found] = t, dt_out[found] = dt;
       ++found;
+      if (!(t + dt > t)) break;
       t += dt;
       continue;
     }
@@ -113,9 +118,11 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
     const int lo[3] = {ix & align, iy & align, iz & align};
     T leave = far;
     for (int a = 0; a < 3; ++a) {
+      if (abs(d[a]) < T(1e-12)) continue;  // never leaves along this axis
       const T edge = (T(lo[a] + (d[a] > 0 ? span : 0)) - T(half)) * cell_width;
       leave = min(leave, (edge - o[a]) * inverse_d[a]);
     }
+    const T before = t;
     if (cone * t < step) {  // equal steps, as far as they are equal
       T count = ceil((leave - t) * inverse_step - T(0.5));
       if (cone > T(0)) count = min(count, ceil((turn - t) * inverse_step));
@@ -129,6 +136,7 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
       while (t * grow8 * middle < leave) t *= grow8;
       while (t * middle < leave) t *= grow;
     }
+    if (!(t > before)) break;  // so far away that a step is lost to rounding
   }
   at.t = t;
   return found;

@@ -3,6 +3,7 @@ test process with them."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import time
@@ -98,6 +99,7 @@ def fate(function: Callable[[], object], cpu_seconds: int = 1) -> str:
     if child == 0:
         try:
             os.close(reader)
+            faulthandler.disable()  # A crash is reported as a word, not as a page.
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             # Processor time, so that a busy machine does not look like a kernel that hangs.
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))

@@ -15,14 +15,14 @@ from lightfold.rays import Rays
 from lightfold.scene import Pixels, SceneInfo, View
 
 
-def cameras_around(count: int, side: int, radius: float = 2.6) -> list[Camera]:
-    """Cameras on a sphere, each a golden angle on from the last, that look a little past the middle."""
+def cameras_around(count: int, side: int, focal: float, radius: float = 2.6) -> list[Camera]:
+    """Cameras on a sphere, each a golden angle on from the last, that look at the middle; focal length in sides."""
     cameras = []
     for i in range(count):
         azimuth, height = 2 * math.pi * i * 0.381966, 0.9 * math.sin(2.4 * i)
         around = radius * math.cos(height)
         eye = torch.tensor([around * math.cos(azimuth), around * math.sin(azimuth), radius * math.sin(height)])
-        cameras.append(camera_at(eye, torch.zeros(3), side, side, 1.05 * side))
+        cameras.append(camera_at(eye, torch.zeros(3), side, side, focal * side))
     return cameras
 
 
@@ -32,8 +32,8 @@ class PaintedBall:
     bounded: the ball alone, transparent around it. Otherwise a smooth sky fills the background and all is opaque.
     """
 
-    def __init__(self, bounded: bool = True, views: int = 20, side: int = 32) -> None:
-        cameras = cameras_around(views, side)
+    def __init__(self, bounded: bool = True, views: int = 20, side: int = 32, focal: float = 1.05) -> None:
+        cameras = cameras_around(views, side, focal)
         white = (1.0, 1.0, 1.0) if bounded else None
         self.info: SceneInfo = replace(
             info_of(cameras, 6), bounded=bounded, background=white, has_alpha=bounded, far=10.0 if bounded else 1000.0

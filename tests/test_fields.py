@@ -96,7 +96,7 @@ class TestSeen:
 
 class TestHull:
     def test_cells_of_the_ball_stay_and_those_far_from_it_go(self) -> None:
-        ball = PaintedBall(views=14, side=32)
+        ball = PaintedBall(views=14, side=32, focal=0.7)
         grid = OccupancyGrid(ball.info, SIZE, 1, 0.05)
         before = unpack_bits(grid.allowed)
         grid.carve(ball)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ class TestHull:
     def test_what_a_mask_hides_is_not_judged(self) -> None:
         ball = PaintedBall(views=8, side=24)
         painted = ball.view
-        ball.view = lambda i: replace(painted(i), mask=torch.zeros_like(painted(i).mask))  # type: ignore[method-assign]
+        ball.view = lambda index: replace(painted(index), mask=torch.zeros(24, 24, dtype=torch.bool))  # type: ignore
         assert in_hull(ball, block_centres(0, SIZE), 0.2).all()  # type: ignore[arg-type]
 
 

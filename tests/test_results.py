@@ -159,7 +159,7 @@ def test_sections_of_every_benchmark_can_be_written() -> None:
         envelope("start_up", {"lightfold --help": {"wall": 0.2, "cpu": 0.2}}),
     ]
     page = table.page({r["name"]: r for r in found})
-    assert page.count("\n## ") == len(found)
+    assert page.count("\n## ") == len(found) + 1
     assert row_of(page, "networks of width 64")[1::3] == ["0.80", "met"]
     assert row_of(page, "hash encoding over the prototype")[1::3] == ["0.70 x", "**not met**"]
     assert row_of(page, "largest stage")[1::3] == ["20 %", "**not met**"]

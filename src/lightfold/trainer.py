@@ -129,7 +129,7 @@ class Budget:
         """Seconds spent by earlier sittings of this run."""
         self._since = 0.0
         self._cpu_since = 0.0
-        self._cpu_idle = 0.0
+        self._paused_at: tuple[float, float] | None = None
 
     def start(self, step: int) -> None:
         """Begin to count."""
@@ -139,11 +139,13 @@ class Budget:
 
     def elapsed(self) -> float:
         """Seconds of training so far, earlier sittings included."""
-        return self.before + time.perf_counter() - self._since
+        now = time.perf_counter() if self._paused_at is None else self._paused_at[0]
+        return self.before + now - self._since
 
     def cpu(self) -> float:
         """Seconds of processor time, all threads together, of this sitting's training."""
-        return time.process_time() - self._cpu_since
+        now = time.process_time() if self._paused_at is None else self._paused_at[1]
+        return now - self._cpu_since
 
     def fraction(self, step: int) -> float:
         """Share of the budget that is spent, in [0, 1]: what schedules run on."""
@@ -163,8 +165,10 @@ class Budget:
         self._paused_at = time.perf_counter(), time.process_time()
 
     def __exit__(self, *_: object) -> None:
+        assert self._paused_at is not None
         self._since += time.perf_counter() - self._paused_at[0]
         self._cpu_since += time.process_time() - self._paused_at[1]
+        self._paused_at = None
 
 
 class Memory:

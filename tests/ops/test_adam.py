@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from kernel_checks import DTYPES, SIZES, assert_near, threads
@@ -10,7 +12,7 @@ from torch import Tensor
 from lightfold import ops
 from lightfold.ops import adam_
 
-OPTIONS = {"step": 3, "lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-10}
+OPTIONS: dict[str, Any] = {"step": 3, "lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-10}
 
 
 def state(n: int, dtype: torch.dtype, zeros: float = 0.5) -> list[Tensor]:
@@ -121,7 +123,9 @@ class TestKernel:
 class TestArguments:
     @pytest.mark.parametrize("name", ["gradient", "first", "second"])
     def test_shapes(self, name: str) -> None:
-        values = dict(zip(("value", "gradient", "first", "second"), state(20, torch.float32), strict=True))
+        values: dict[str, Any] = dict(
+            zip(("value", "gradient", "first", "second"), state(20, torch.float32), strict=True)
+        )
         values[name] = values[name][:19]
         with pytest.raises(ValueError, match=f"{name}: expected shape"):
             adam_(**values, step=1, lr=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ class TestKernel:
 
 class TestMachine:
     def test_what_it_tells(self) -> None:
-        info = ops.native_info()
+        info: dict[str, Any] = ops.native_info()
         assert info["isa"] in info["available"]
         assert info["available"][-1] == "portable"
         assert info["threads"] == torch.get_num_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ class TestKernels:
         assert_near(rgb.grad, torch.tensor([[0.0] * 3, [1.0] * 3, [0.0] * 3], dtype=dtype))
 
     def test_the_number_of_threads_changes_no_bit(self) -> None:
-        results = []
+        results: list[Any] = []
         for count in (1, 2, 3):
             sigma, rgb, t0, t1, offset = packed(900, torch.float32)
             with threads(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +199,8 @@ class TestKernels:
 
     @LAYOUTS
     def test_the_number_of_threads_changes_no_bit(self, layout: str) -> None:
-        grid, results = small(layout, 4), []
+        grid = small(layout, 4)
+        results: list[Any] = []
         for count in (1, 2, 3):
             x, table = points_of(3000, torch.float32).requires_grad_(), table_of(grid, torch.float32).requires_grad_()
             with threads(count):

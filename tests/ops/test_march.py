@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from lightfold.ops.march import (
 
 SIZE = 16
 FULL, EMPTY = -1, 0
+FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Origins, directions, near, far."""
 
 
 def bits_of(kind: str, cascades: int = 1) -> Tensor:
@@ -37,7 +40,7 @@ def bits_of(kind: str, cascades: int = 1) -> Tensor:
     return pack_bits((occupied & (torch.rand(words, 1, generator=generator) > 0.25)).reshape(-1))
 
 
-def rays_of(n: int, dtype: torch.dtype, reach: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rays_of(n: int, dtype: torch.dtype, reach: float = 1.0, seed: int = 0) -> FourTensors:
     """Rays from in and around the pyramid to points inside; a fifth of the directions lie in a plane or on an axis."""
     generator = torch.Generator().manual_seed(seed)
     origin = torch.randn(n, 3, generator=generator, dtype=torch.float64) * reach
@@ -76,7 +79,7 @@ class TestPyramid:
         lowest[0], highest[63] = True, True
         assert pack_bits(torch.cat([lowest, highest])).tolist() == [1, -(2**63)]
 
-    @pytest.mark.parametrize("size", [16, 32, 48])
+    @pytest.mark.parametrize("size", [16, 48])
     def test_a_centre_lies_in_its_cell(self, size: int) -> None:
         """On the outer cascades, outside of the cube that belongs to the finer ones."""
         for k in range(3):
@@ -149,7 +152,7 @@ class TestMarch:
     def test_the_grid_never_shifts_a_step(self, dtype: torch.dtype, cascades: int) -> None:
         """Samples are exactly those of the full grid whose middle lies in an occupied cell: thousands of them."""
         rays, bits = rays_of(300, dtype, 2.0 ** (cascades - 1)), bits_of("random", cascades)
-        options = {"step": 0.02, "cone": 0.01, "most": 1000, "seed": 3}
+        options: dict[str, Any] = {"step": 0.02, "cone": 0.01, "most": 1000, "seed": 3}
         ray, t0, dt = flat(*march(*rays, bits_of("full", cascades), cascades, SIZE, **options))
         middle = rays[0][ray] + (t0 + 0.5 * dt)[:, None] * rays[1][ray]
         occupied = unpack_bits(bits)[cell_of(middle, cascades, SIZE)]
@@ -198,10 +201,12 @@ class TestMarch:
         """A seed shifts each ray's first step by a share of its own of one step; zero shifts all by half a step."""
         n = 64
         rays = one_ray([-3.0, 0.1, 0.2], [1.0, 0.0, 0.0])
-        rays = tuple(t.expand(n, *t.shape[1:]).contiguous() for t in rays)
+        origin, direction, near, far = (t.expand(n, *t.shape[1:]).contiguous() for t in rays)
         starts = []
         for seed in (0, 1, 1, 2):
-            t0, _, _ = march(*rays, bits_of("full"), 1, SIZE, step=0.1, cone=0.0, most=8, seed=seed)
+            t0, _, _ = march(
+                origin, direction, near, far, bits_of("full"), 1, SIZE, step=0.1, cone=0.0, most=8, seed=seed
+            )
             starts.append((t0[:, 0] - 2.0) / 0.1)
         torch.testing.assert_close(starts[0], torch.full((n,), 0.5, dtype=torch.float64))
         assert torch.equal(starts[1], starts[2]) and (starts[1] != starts[3]).all()
@@ -282,14 +287,14 @@ HOSTILE = {
 def test_hostile_rays_end(dtype: torch.dtype) -> None:
     """Whatever a ray is made of, marching it returns; a ray that is no line has no samples."""
 
-    def walk(rays: tuple[Tensor, ...], expected: int | None, kind: str) -> None:
+    def walk(rays: FourTensors, expected: int | None, kind: str) -> None:
         t0, dt, count = march(*(t.to(dtype) for t in rays), bits_of(kind), 1, SIZE, step=0.01, cone=0.0, most=40)
         _, t0, dt = flat(t0, dt, count)
         assert t0.isfinite().all() and dt.isfinite().all()
         assert expected is None or count.tolist() == [expected], f"{count.tolist()} samples"
 
     fates = {
-        f"{name}, {kind} grid": fate(lambda rays=rays, expected=expected, kind=kind: walk(rays, expected, kind))
+        f"{name}, {kind} grid": fate(partial(walk, rays, expected, kind))
         for name, (rays, expected) in HOSTILE.items()
         for kind in ("empty", "full")
     }
@@ -299,7 +304,7 @@ def test_hostile_rays_end(dtype: torch.dtype) -> None:
 class TestArguments:
     def test_steps(self) -> None:
         rays, bits = rays_of(3, torch.float32), bits_of("full")
-        good = {"step": 0.1, "cone": 0.0, "most": 4}
+        good: dict[str, Any] = {"step": 0.1, "cone": 0.0, "most": 4}
         for change in ({"step": 0.0}, {"step": -1.0}, {"cone": -0.1}, {"most": 0}):
             with pytest.raises(ValueError, match="step, cone, most: expected"):
                 march(*rays, bits, 1, SIZE, **(good | change))
@@ -307,7 +312,7 @@ class TestArguments:
     @pytest.mark.xfail(strict=True, reason="comparisons with NaN are false, so NaN passes the checks")
     @pytest.mark.parametrize("change", [{"step": math.nan}, {"cone": math.nan}], ids=str)
     def test_steps_that_are_not_numbers(self, change: dict[str, float]) -> None:
-        values = {"step": 0.1, "cone": 0.0, "most": 4} | change
+        values: dict[str, Any] = {"step": 0.1, "cone": 0.0, "most": 4, **change}
         assert "ValueError: step, cone, most" in fate(
             lambda: march(*rays_of(3, torch.float32), bits_of("full"), 1, SIZE, **values)
         )
@@ -316,7 +321,9 @@ class TestArguments:
     @pytest.mark.parametrize("name", ["origin", "direction", "near", "far"])
     def test_shapes(self, name: str) -> None:
         """A kernel that believed a wrong shape would read outside of memory."""
-        values = dict(zip(("origin", "direction", "near", "far"), rays_of(8, torch.float32), strict=True))
+        values: dict[str, Any] = dict(
+            zip(("origin", "direction", "near", "far"), rays_of(8, torch.float32), strict=True)
+        )
         values[name] = torch.ones(8, 2) if name in ("origin", "direction") else torch.ones(3)
 
         def call() -> None:
@@ -326,7 +333,7 @@ class TestArguments:
 
     def test_types(self) -> None:
         origin, direction, near, far = rays_of(3, torch.float32)
-        good = {"step": 0.1, "cone": 0.0, "most": 4}
+        good: dict[str, Any] = {"step": 0.1, "cone": 0.0, "most": 4}
         with pytest.raises(ValueError, match="one type"):
             march(origin, direction.double(), near, far, bits_of("full"), 1, SIZE, **good)
         with pytest.raises(ValueError, match="contiguous"):
@@ -352,7 +359,7 @@ class TestUpkeep:
         assert 100 < int(occupied.sum()) < int(unpack_bits(bits_of("random", cascades)).sum())
 
     def test_raise_by_hand(self) -> None:
-        """Against a loop over the points: peaks rise, bits are set at the threshold, forbidden cells stay as they are."""
+        """Against a loop over the points: peaks rise, bits are set at the threshold, forbidden cells stay."""
         cascades, n = 2, 3000
         generator = torch.Generator().manual_seed(2)
         points = torch.randn(n, 3, generator=generator)
@@ -368,7 +375,7 @@ class TestUpkeep:
             expected[cell] = max(float(expected[cell]), value) if occupied[cell] else value
             occupied[cell] |= value >= float(threshold[cell // SIZE**3])
         grid_raise_(bits, peak, allowed, cascades, SIZE, points, density, threshold)
-        assert torch.equal(unpack_bits(bits), occupied) and 50 < int(occupied.sum())
+        assert torch.equal(unpack_bits(bits), occupied) and int(occupied.sum()) > 50
         torch.testing.assert_close(peak, expected)
         assert not (unpack_bits(bits) & ~may).any()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from kernel_checks import DTYPES, SIZES, assert_near, assert_twins, threads
@@ -19,7 +21,9 @@ WIDTHS = pytest.mark.parametrize(
 
 def layers(widths: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    spread = [torch.randn(o, i, generator=generator, dtype=dtype) * i**-0.5 for i, o in zip(widths, widths[1:], strict=False)]
+    spread = [
+        torch.randn(o, i, generator=generator, dtype=dtype) * i**-0.5 for i, o in zip(widths, widths[1:], strict=False)
+    ]
     return [w.requires_grad_() for w in spread]
 
 
@@ -88,7 +92,7 @@ class TestKernels:
             assert_near(w.grad, e)
 
     def test_the_number_of_threads_changes_no_bit(self) -> None:
-        results = []
+        results: list[Any] = []
         for count in (1, 2, 3):
             x, weights = points(3000, 8, torch.float32).requires_grad_(), layers((8, 32, 16), torch.float32)
             with threads(count):

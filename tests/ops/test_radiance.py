@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def parameters(field: Radiance) -> list[Tensor]:
     return [field.table, *field.density, *field.colour]
 
 
-def tracing_of(kind: str = "random", cascades: int = 1, **changes: object) -> Tracing:
+def tracing_of(kind: str = "random", cascades: int = 1, **changes: Any) -> Tracing:
     """Exact: no sample is left out for its small weight."""
     words = cascades * SIZE**3 // 64
     if kind == "random":
@@ -169,7 +170,7 @@ class TestTraining:
 
     @DTYPES
     def test_the_number_of_threads_changes_no_bit(self, dtype: torch.dtype) -> None:
-        results = []
+        results: list[Any] = []
         for count in (1, 2, 3):
             field = field_of(dtype)
             peak = torch.zeros(SIZE**3)
@@ -298,7 +299,7 @@ class TestRendering:
     def test_of_its_parts(self, dtype: torch.dtype) -> None:
         """The same picture from the public ops one by one, thousands of samples of them."""
         n, field, rays = 200, field_of(dtype), rays_of(200, dtype)
-        options = {"step": 0.03, "cone": 0.0, "most": 60}
+        options: dict[str, Any] = {"step": 0.03, "cone": 0.0, "most": 60}
         tracing = tracing_of("random", **options)
         with torch.no_grad():
             t0, dt, count = march(*rays[:4], tracing.bits, 1, SIZE, **options)
@@ -377,7 +378,7 @@ class TestHostile:
             for unbounded in (False, True):
                 points = torch.tensor([[place, 0.0, 0.0], [place] * 3, [0.0, -place, 0.1]])
                 field = field_of(torch.float32, unbounded)
-                fates[place, unbounded] = fate(lambda field=field, points=points: density_at(field, points))
+                fates[place, unbounded] = fate(partial(density_at, field, points))
         assert set(fates.values()) == {"done"}, fates
 
     @pytest.mark.xfail(strict=True, reason="rays that are not numbers are walked, and read far outside of the table")
@@ -394,7 +395,7 @@ class TestHostile:
             assert (picture.opacity[lost] == 0).all() and torch.equal(picture.rgb[lost], rays[4][lost])
 
         fates = {
-            (unbounded, components): fate(lambda u=unbounded, c=components: render(u, c))
+            (unbounded, components): fate(partial(render, unbounded, components))
             for unbounded in (False, True)
             for components in (1, 3)
         }
@@ -405,7 +406,7 @@ class TestHostile:
     def test_arguments_of_a_training(self, name: str) -> None:
         """Each of them would be read, or written, past its end."""
         field = field_of(torch.float32)
-        values = {
+        values: dict[str, Any] = {
             "target": target_of(8, torch.float32),
             "table_gradient": torch.zeros(GRID.rows, 2),
             "touched": torch.zeros(GRID.rows * 2 // 16, dtype=torch.uint8),
@@ -426,7 +427,7 @@ class TestHostile:
 
     @pytest.mark.xfail(strict=True, reason="unlike march, render_rays and train_rays do not check their steps")
     @pytest.mark.parametrize("change", [{"step": 0.0}, {"cone": -1.0}, {"most": 0}, {"step": math.nan}], ids=str)
-    def test_tracing(self, change: dict[str, float]) -> None:
+    def test_tracing(self, change: dict[str, Any]) -> None:
         def render() -> None:
             render_rays(field_of(), tracing_of("empty", **change), *rays_of(8))
 

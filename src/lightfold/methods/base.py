@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
 
 
+STRIDE = 0x9E3779B1
+"""Distance between the first steps of two seeds, modulo 2^32: neighbouring seeds meet only after billions of steps."""
+
+
 def step_generator(seed: int, step: int) -> Generator:
-    """The randomness of a step. It depends on nothing else, so a resumed run draws what an unbroken one would have."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    """The randomness of a step. It depends on nothing else, so a resumed run draws what an unbroken one would have.
+
+    PyTorch's CPU generator uses 32 bits of its seed, so seeds are kept apart by a stride within those.
+    """
+    return torch.Generator().manual_seed((seed * STRIDE + step) % 2**32)
 
 
 def earlier(rng: Generator, steps: int) -> Generator:
     """The generator of that many steps before the one that `rng` was made for."""
-    return torch.Generator().manual_seed(rng.initial_seed() - steps)
+    return torch.Generator().manual_seed((rng.initial_seed() - steps) % 2**32)
 
 
 def ray_chunks(camera: Camera, most: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -57,12 +58,11 @@ def core() -> ModuleType:
     global _core, _threads
     if _core is None:
         try:
-            from lightfold import _core as module
+            _core = import_module("lightfold._core")
         except ImportError as error:
             raise ImportError(
                 "The native kernels of lightfold are not built. Build them with `pip install .` in the repository."
             ) from error
-        _core = module
     wanted = _own_threads or torch.get_num_threads()
     if wanted != _threads:
         _core.set_threads(wanted)

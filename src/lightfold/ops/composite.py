@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .backend import empty, kernel, reference_wanted
 
@@ -55,6 +56,7 @@ class _Composite(torch.autograd.Function):
         return weight, colour, opacity, depth
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_weight: Tensor, d_colour: Tensor, d_opacity: Tensor, d_depth: Tensor):
         sigma, rgb, t0, t1, offset, weight, opacity = ctx.saved_tensors
         gradients = [d.contiguous() for d in (d_weight, d_colour, d_opacity, d_depth)]

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .backend import core, empty, kernel, reference_wanted
 
@@ -130,6 +131,7 @@ class _HashEncode(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_out: Tensor):
         x, table = ctx.saved_tensors
         d_out = d_out.contiguous()

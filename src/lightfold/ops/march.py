@@ -37,10 +37,10 @@ def march(
     one step; 0 shifts all by half a step.
     -> t0 [R, M], dt [R, M], count [R] int32; entries beyond a ray's count are undefined. Not differentiable.
     """
-    rays = origin.shape[0]
+    check_rays(origin, direction, near, far)
     check_bits(bits, cascades, size)
-    if step <= 0 or cone < 0 or most < 1:
-        raise ValueError(f"step, cone, most: expected step > 0, cone >= 0, most >= 1, got {step}, {cone}, {most}")
+    check_steps(step, cone, most)
+    rays = origin.shape[0]
     if reference_wanted():
         return march_reference(origin, direction, near, far, bits, cascades, size, step, cone, most, seed)
     t0 = torch.empty((rays, most), dtype=origin.dtype)
@@ -64,6 +64,31 @@ def march(
         count.data_ptr(),
     )
     return t0, dt, count
+
+
+def check_rays(origin: Tensor, direction: Tensor, near: Tensor, far: Tensor) -> None:
+    """Raise unless these are R rays."""
+    rays = origin.shape[0] if origin.ndim else 0
+    for name, t, shape in (
+        ("origin", origin, (rays, 3)),
+        ("direction", direction, (rays, 3)),
+        ("near", near, (rays,)),
+        ("far", far, (rays,)),
+    ):
+        if tuple(t.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(t.shape)}")
+
+
+def check_steps(step: float, cone: float, most: int) -> None:
+    """Raise unless a walk with these steps moves on and ends."""
+    if not (step > 0 and cone >= 0 and most >= 1):
+        raise ValueError(f"step, cone, most: expected step > 0, cone >= 0, most >= 1, got {step}, {cone}, {most}")
+
+
+def check_cells(name: str, tensor: Tensor, count: int) -> None:
+    """Raise unless `tensor` is contiguous float32 with one number per cell, or per cascade."""
+    if tensor.dtype != torch.float32 or tensor.numel() != count or not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous float32 [{count}], got {tensor.dtype} {tuple(tensor.shape)}")
 
 
 def check_bits(bits: Tensor, cascades: int, size: int) -> None:
@@ -103,6 +128,8 @@ def cell_centres(cascade: int, size: int) -> Tensor:
 def grid_decay_(bits: Tensor, peak: Tensor, cascades: int, size: int, decay: float, threshold: Tensor) -> None:
     """Occupied cells lose a factor of their peak density and are struck off where it falls below threshold [K]."""
     check_bits(bits, cascades, size)
+    check_cells("peak", peak, cascades * size**3)
+    check_cells("threshold", threshold, cascades)
     if reference_wanted():
         occupied = unpack_bits(bits)
         peak.copy_(torch.where(occupied, peak * decay, peak))
@@ -128,6 +155,12 @@ def grid_raise_(
     """
     check_bits(bits, cascades, size)
     check_bits(allowed, cascades, size)
+    check_cells("peak", peak, cascades * size**3)
+    check_cells("threshold", threshold, cascades)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
+    if density.shape != points.shape[:1]:
+        raise ValueError(f"density: expected shape [{len(points)}], got {tuple(density.shape)}")
     if points.dtype != torch.float32 or density.dtype != torch.float32:
         raise ValueError(f"points and density: expected float32, got {points.dtype} and {density.dtype}")
     points, density = points.contiguous(), density.contiguous()

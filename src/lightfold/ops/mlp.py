@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .backend import empty, kernel, reference_wanted
 
@@ -43,6 +44,7 @@ class _MLP(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_out: Tensor):
         x, *weights = ctx.saved_tensors
         d_out = d_out.contiguous()

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .backend import core, empty, kernel, reference_wanted
 from .composite import composite_reference
 from .hash_encode import HashGrid, hash_encode_reference
-from .march import check_bits, march_reference
+from .march import check_bits, check_cells, check_rays, march_reference
 from .mlp import mlp_reference
 from .spherical_harmonics import spherical_harmonics_reference
 
@@ -60,6 +61,12 @@ class Radiance:
         geometry = self.density[-1].shape[0]
         if geometry % 8:
             raise ValueError(f"density[-1]: expected a multiple of 8 outputs, got {geometry}")
+        if tuple(self.table.shape) != (self.grid.rows, self.grid.features):
+            expected = self.grid.rows, self.grid.features
+            raise ValueError(f"table: expected shape {expected}, got {tuple(self.table.shape)}")
+        for name, layers in (("density", self.density), ("colour", self.colour)):
+            if any(after.shape[1] != before.shape[0] for before, after in zip(layers, layers[1:], strict=False)):
+                raise ValueError(f"{name}: expected layers that meet, got {[tuple(w.shape) for w in layers]}")
         if self.density[0].shape[1] != self.grid.width:
             raise ValueError(f"density[0]: expected {self.grid.width} inputs, got {self.density[0].shape[1]}")
         if self.colour[0].shape[1] != geometry + 16 or self.colour[-1].shape[0] != 3:
@@ -106,6 +113,11 @@ class Tracing:
     keep: float = 1e-3
     """Samples of smaller weight get neither colour nor gradient."""
 
+    def __post_init__(self) -> None:
+        for name, good in (("step", self.step > 0), ("cone", self.cone >= 0), ("most", 1 <= self.most <= 1 << 16)):
+            if not good:
+                raise ValueError(f"{name}: expected step > 0, cone >= 0, 1 <= most <= 65536, got {getattr(self, name)}")
+
 
 class Picture(NamedTuple):
     """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept."""
@@ -127,22 +139,17 @@ class Loss(NamedTuple):
 
 
 def _ray_pointers(origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, background: Tensor) -> tuple:
-    rays = origin.shape[0]
-    for name, t, shape in (
-        ("origin", origin, (rays, 3)),
-        ("direction", direction, (rays, 3)),
-        ("near", near, (rays,)),
-        ("far", far, (rays,)),
-        ("background", background, (rays, 3)),
-    ):
-        if tuple(t.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {tuple(t.shape)}")
-    return (rays, *(t.data_ptr() for t in (origin, direction, near, far, background)))
+    check_rays(origin, direction, near, far)
+    if background.shape != origin.shape:
+        raise ValueError(f"background: expected shape {tuple(origin.shape)}, got {tuple(background.shape)}")
+    return (origin.shape[0], *(t.data_ptr() for t in (origin, direction, near, far, background)))
 
 
 def _trace(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], seed: int, train: tuple) -> Picture:
     origin = rays[0]
     check_bits(tracing.bits, tracing.cascades, tracing.size)
+    if tracing.peak is not None:
+        check_cells("peak", tracing.peak, tracing.cascades * tracing.size**3)
     count = origin.shape[0]
     tasks = -(-count // core().GROUP)
     rgb, opacity, depth = empty((count, 3), origin), empty((count,), origin), empty((count,), origin)
@@ -221,6 +228,16 @@ def train_rays(
     if reference_wanted():
         picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
         return _reference_loss(picture, target, huber, distortion)
+    if target.shape != origin.shape:
+        raise ValueError(f"target: expected shape {tuple(origin.shape)}, got {tuple(target.shape)}")
+    if target.dtype != origin.dtype or not target.is_contiguous():
+        raise ValueError(f"target: expected contiguous {origin.dtype}, got {target.dtype}, strides {target.stride()}")
+    if table_gradient is not None and table_gradient.shape != field.table.shape:
+        expected = tuple(field.table.shape)
+        raise ValueError(f"table_gradient: expected shape {expected}, got {tuple(table_gradient.shape)}")
+    lines = (field.table.numel() + 15) // 16
+    if touched is not None and (touched.dtype != torch.uint8 or touched.numel() != lines):
+        raise ValueError(f"touched: expected uint8 [{lines}], got {touched.dtype} {tuple(touched.shape)}")
     saved: dict[str, tuple[float, float, Picture]] = {}
     weights = (*field.density, *field.colour)
     loss = _TrainRays.apply(
@@ -270,6 +287,7 @@ class _TrainRays(torch.autograd.Function):
         return torch.tensor(error / terms + distortion * apart, dtype=dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor):
         if ctx.pack is None:
             raise RuntimeError("train_rays: backward() was called twice; its buffers serve the next step by then")
@@ -293,6 +311,8 @@ class _TrainRays(torch.autograd.Function):
 
 def density_at(field: Radiance, points: Tensor) -> Tensor:
     """Density at points of the scene [N, 3] -> [N], per scene unit. Not differentiable."""
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
     if reference_wanted():
         with torch.no_grad():
             features = hash_encode_reference(to_unit(points, field.unbounded), field.table, field.grid)
