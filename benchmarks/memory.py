@@ -25,7 +25,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(train_on(Path(options.one[0]), float(options.one[1]))), flush=True)
         return
-    counts, width, height, seconds = ((10, 120), 192, 128, 3) if options.quick else ((50, 200, 800), 480, 320, 10)
+    counts, width, height, seconds = ((10, 60), 480, 360, 3) if options.quick else ((50, 200, 800), 640, 480, 10)
     decoded = width * height * 3
     with recorded("memory", options) as record:
         record.protocol |= {

@@ -96,7 +96,7 @@ class TorchField(nn.Module):
 def main() -> None:
     """Measure both sides on the same points in the same process, one after the other."""
     options = parser(__doc__).parse_args()
-    count = 16_384 if options.quick else 131_072
+    count = 65_536 if options.quick else 131_072
     effort = {"repeats": 2 if options.quick else 4, "seconds": 0.5 if options.quick else 3.0}
     with recorded("peer_torch", options) as record:
         torch.set_num_threads(machine.default_threads())

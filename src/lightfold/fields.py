@@ -106,11 +106,24 @@ def sees(camera: Camera, near: float, centres: Tensor, radius: float) -> Tensor:
     """Whether any of a ball around each centre [N, 3] may fall into the picture, behind the near plane: bool [N]."""
     xy, valid = camera.project(centres.to(camera.cam_from_world.dtype))
     distance = (centres - camera.center.float()).norm(dim=1)
-    # The ball's image grows with focal length over distance; close to the camera it may cover everything.
-    margin = camera.intrinsics[..., :2].float().amax() * radius / (distance - radius).clamp(min=1e-3)
+    margin = image_radius(camera, centres, distance, radius)
     x, y = xy[:, 0].float(), xy[:, 1].float()
     inside = (x > -margin) & (x < camera.width + margin) & (y > -margin) & (y < camera.height + margin)
     return ((inside & valid) | (distance < 2 * radius)) & (distance + radius > near)
+
+
+def image_radius(camera: Camera, centres: Tensor, distance: Tensor, radius: float) -> Tensor:
+    """Pixels [N] within which balls around centres [N, 3] fall from the centres' images.
+
+    A ball of angular radius phi at an angle theta off a perspective lens's axis reaches out to f tan(theta + phi);
+    other lenses stretch less. A camera inside a ball may see it everywhere.
+    """
+    cosine = (centres - camera.center.float()) @ camera.forward.float() / distance.clamp(min=1e-9)
+    theta = cosine.clamp(0.0, 1.0).acos()
+    phi = (radius / distance.clamp(min=radius)).asin()
+    return camera.intrinsics[..., :2].float().amax() * (
+        (theta + phi).clamp(max=1.55).tan() - theta.clamp(max=1.5).tan()
+    )
 
 
 def in_hull(scene: Scene, centres: Tensor, radius: float) -> Tensor:
@@ -125,7 +138,7 @@ def in_hull(scene: Scene, centres: Tensor, radius: float) -> Tensor:
         camera, alive = view.camera, inside.nonzero()[:, 0]
         xy, valid = camera.project(centres[alive].to(camera.cam_from_world.dtype))
         distance = (centres[alive] - camera.center.float()).norm(dim=1)
-        margin = camera.intrinsics[..., :2].float().amax() * radius / (distance - radius).clamp(min=1e-3)
+        margin = image_radius(camera, centres[alive], distance, radius)
         x, y = xy[:, 0].float(), xy[:, 1].float()
         whole = (x > margin) & (x < camera.width - margin) & (y > margin) & (y < camera.height - margin) & valid
         # Sums over squares by an integral image: exact for any margin, and as cheap for large ones.

@@ -188,14 +188,13 @@ class Memory:
         if found is None:
             return 0
         self._load(found)
+        self.budget.before = float((found.resume or {})["seconds"])
         self.saved_step = found.step
         return found.step
 
     def _load(self, found: Any) -> None:
         self.method.load_state_dict(found.tensors)
-        state = dict(found.resume)
-        self.budget.before = float(state.pop("seconds"))
-        self.optim.load_state(state)
+        self.optim.load_state(found.resume)
 
     def healthy(self) -> None:
         """A step went well."""
@@ -229,11 +228,12 @@ class Memory:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, unless that of this step is written."""
-        if step == self.saved_step:
+        """Write a checkpoint, unless that of this step is written, or the weights are no numbers any more."""
+        state = self.method.state_dict()
+        if step == self.saved_step or not all(bool(t.isfinite().all()) for t in state.values()):
             return
         seconds = torch.tensor(self.budget.elapsed(), dtype=torch.float64)
-        self.run.save_checkpoint(step, self.method.state_dict(), self.optim.state() | {"seconds": seconds})
+        self.run.save_checkpoint(step, state, self.optim.state() | {"seconds": seconds})
         self.saved_step, self.saved_at = step, time.perf_counter()
 
 
@@ -253,7 +253,7 @@ class Log:
         self.rays = self.samples = self.steps = 0
         self.squares = self.loss = 0.0
         self.terms: dict[str, Any] = {}
-        self.last = time.perf_counter()
+        self.last = 0.0
         self.held_out: float | None = None
         self.board: Any = None
         columns = (
@@ -299,8 +299,8 @@ class Log:
         """A row of metrics over the steps since the last one, and the progress line."""
         if self.steps == 0:
             return
-        now = time.perf_counter()
-        seconds = max(now - self.last, 1e-9)
+        now = self.budget.elapsed()
+        seconds = max(now - max(self.last, self.budget.before), 1e-9)
         mse = self.squares / self.steps
         row: dict[str, Any] = {
             "loss": self.loss / self.steps,

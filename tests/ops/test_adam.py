@@ -51,7 +51,7 @@ class TestKernel:
             gradient = torch.randn(7, 11, generator=rng, dtype=dtype) * 10.0 ** (step % 5 - 2)
             param.grad = gradient.clone()
             theirs.step()
-            options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
+            options: dict[str, Any] = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
             adam_(value, gradient, first, second, step=step, **options)
             assert_near(value, param.detach(), f"step {step}", slack=5)
 

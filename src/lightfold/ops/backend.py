@@ -90,6 +90,13 @@ def kernel(name: str, *tensors: Tensor):
     return getattr(core(), name + ("_f32" if dtype == torch.float32 else "_f64"))
 
 
+def refuse_second_order(name: str) -> None:
+    """Raise inside a backward pass that is itself to be differentiated: the native gradients are constants to autograd,
+    and counting their derivative as zero would train a wrong model in silence."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name}: second derivatives are not available natively; use `ops.use('reference')`")
+
+
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Memory for an output. Under test it is filled with NaN, so that an element nobody wrote cannot pass."""
     if os.environ.get("LIGHTFOLD_POISON"):

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .backend import empty, kernel, reference_wanted
+from .backend import empty, kernel, reference_wanted, refuse_second_order
 
 
 class Composite(NamedTuple):
@@ -56,8 +55,8 @@ class _Composite(torch.autograd.Function):
         return weight, colour, opacity, depth
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_weight: Tensor, d_colour: Tensor, d_opacity: Tensor, d_depth: Tensor):
+        refuse_second_order("composite")
         sigma, rgb, t0, t1, offset, weight, opacity = ctx.saved_tensors
         gradients = [d.contiguous() for d in (d_weight, d_colour, d_opacity, d_depth)]
         d_sigma, d_rgb = empty(tuple(sigma.shape), sigma), empty(tuple(rgb.shape), rgb)

@@ -17,9 +17,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .backend import core, empty, kernel, reference_wanted
+from .backend import core, empty, kernel, reference_wanted, refuse_second_order
 
 PRIMES = (1, 2654435761, 805459861)
 
@@ -131,8 +130,8 @@ class _HashEncode(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_out: Tensor):
+        refuse_second_order("hash_encode")
         x, table = ctx.saved_tensors
         d_out = d_out.contiguous()
         d_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None

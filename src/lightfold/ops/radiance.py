@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .backend import core, empty, kernel, reference_wanted
+from .backend import core, empty, kernel, reference_wanted, refuse_second_order
 from .composite import composite_reference
 from .hash_encode import HashGrid, hash_encode_reference
 from .march import check_bits, check_cells, check_rays, march_reference
@@ -287,8 +286,8 @@ class _TrainRays(torch.autograd.Function):
         return torch.tensor(error / terms + distortion * apart, dtype=dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor):
+        refuse_second_order("train_rays")
         if ctx.pack is None:
             raise RuntimeError("train_rays: backward() was called twice; its buffers serve the next step by then")
         grid, shape, trail, stride, trail_count, d_weights, into, touched = ctx.pack
