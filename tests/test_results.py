@@ -221,7 +221,7 @@ def test_the_peer_encodes_what_ours_encodes(way: str) -> None:
 def test_the_comparison_runs_on_both_sides() -> None:
     grids = {"common": HashGrid(4, 2, 12, 8, 64, "xor"), "ours": HashGrid(2, 4, 10, 8, 64, "xor")}
     effort = {"repeats": 1, "seconds": 0.0}
-    results = peer_torch.compare(8 * peer_torch.SAMPLES_PER_RAY, effort, compiled=False, grids=grids)
+    results = peer_torch.compare(8 * peer_torch.SAMPLES_PER_RAY, 2, effort, compiled=False, grids=grids)
     for clock in ("samples_per_second", "samples_per_cpu_second"):
         assert len(results["ratios"][clock]) == 6
         assert all(ratio > 0 for ratio in results["ratios"][clock].values())
