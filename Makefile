@@ -31,7 +31,7 @@ $(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt CMakeLists.txt $(
 	@touch $@
 
 demo: install
-	$(BIN)/lightfold run examples/sample --minutes $(MINUTES) --out $(RUN)
+	$(BIN)/lightfold run examples/sample --scene.downscale 2 --minutes $(MINUTES) --out $(RUN)
 	@echo
 	@echo "Open $(RUN)/report.html in a browser: pictures, video, curves, scores."
 

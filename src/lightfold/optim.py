@@ -104,11 +104,6 @@ class Adam:
                 if param.grad is not None:
                     param.grad.zero_()
 
-    def gradients_are_finite(self) -> bool:
-        """Whether every gradient of every group is finite."""
-        grads = [p.grad for g in self.groups for p in g.params if p.grad is not None]
-        return all(bool(torch.isfinite(g.sum())) for g in grads)
-
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs, as tensors."""
         tensors = {"step_count": torch.tensor(self.step_count, dtype=torch.int64)}

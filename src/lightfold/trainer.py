@@ -84,8 +84,8 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
     finally:
         gc.enable()
         gc.unfreeze()
-        log.close()
-    log.finish(step)
+        log.close(step)
+    log.finish()
     memory.save(step)
 
 
@@ -359,15 +359,14 @@ class Log:
         image = self.method.render(small, background_colour(self.scene.info, None))
         pictures.save_picture(self.run.path / "preview.jpg", image.rgb)
 
-    def finish(self, step: int) -> None:
-        """The last row, with the whole training's length."""
-        if self.steps:
-            self.row(step)
+    def close(self, step: int) -> None:
+        """The last row, and the terminal as it was, however the training ended."""
+        self.bar.stop()
+        self.row(step)
+        if self.board is not None:
+            self.board.close()
+
+    def finish(self) -> None:
+        """A picture, where the training was too short for one."""
         if not (self.run.path / "preview.jpg").exists():
             self.preview()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.bar.stop()
-        if self.board is not None:
-            self.board.flush()

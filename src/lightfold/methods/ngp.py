@@ -211,11 +211,12 @@ class NGP(Method):
         """This step's origins, directions, near, far, colours and opacities, cut from a block of BLOCK steps that is
         drawn at once: drawing costs hardly more for all of them.
 
-        The block comes from the generator of its first step, so that a resumed run draws the same.
+        The block comes from a generator of its first step, so that a resumed run draws the same; from another than the
+        step's own, or its backgrounds would follow its pixels.
         """
         block, place = divmod(step, self.BLOCK)
         if self._block is None or self._block[0] != block:
-            pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place))
+            pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place + 2**31))
             rays = pixels.rays
             drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
             self._block = block, list(zip(*(t.contiguous().chunk(self.BLOCK) for t in drawn), strict=True))

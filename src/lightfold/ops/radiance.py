@@ -394,4 +394,4 @@ def _reference_loss(picture: Picture, target: Tensor, huber: float, distortion: 
     term = torch.where(error.abs() <= huber, square, 2 * huber * error.abs() - huber**2) if huber > 0 else square
     apart = picture.depth.mean() if distortion > 0 else torch.zeros(())
     detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:])
-    return Loss(term.mean() + distortion * apart, float(square.mean()), float(apart), detached)
+    return Loss(term.mean() + distortion * apart, float(square.detach().mean()), float(apart.detach()), detached)
