@@ -2,7 +2,7 @@
 #
 #   make demo      environment, training on the sample capture, scores, pictures, video
 #   make test      the tests that take minutes together     make test-slow   the others
-#   make lint      ruff, mypy, import-linter                make bench       the measured tables
+#   make lint      ruff, mypy, import-linter                make bench       quick measurements; FULL=1: the tables
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,7 +42,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(FULL),--full)
 
 lint: install
 	$(BIN)/ruff check src tests $(wildcard examples benchmarks)
