@@ -52,12 +52,13 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
     budget = Budget(config, method.config.steps)
     log = Log(run, scene, method, config, budget, progress)
     memory = Memory(run, method, optim, budget)
+    ctrl_c = CtrlC()
     step = memory.recall()
     gc.collect()
     gc.freeze()
     gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
     try:
-        with own_threads(), CtrlC() as ctrl_c:
+        with own_threads(), ctrl_c:
             budget.start(step)
             while not budget.spent(step):
                 ctrl_c.obey()
@@ -78,8 +79,9 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
                         log.write(step)
                         memory.save_if_due(step)
     except KeyboardInterrupt:
-        with budget.paused():
-            memory.save(step)
+        if not ctrl_c.torn:
+            with budget.paused():
+                memory.save(step)
         raise
     finally:
         gc.enable()
@@ -96,6 +98,8 @@ class CtrlC:
     """
 
     def __init__(self) -> None:
+        self.torn = False
+        """Whether a step was cut off in the middle, so that its state is none to save."""
         self._asked = False
         self._before: Any = None
 
@@ -106,6 +110,7 @@ class CtrlC:
 
     def _ask(self, number: int, frame: object) -> None:
         if self._asked:
+            self.torn = True
             raise KeyboardInterrupt
         self._asked = True
 
