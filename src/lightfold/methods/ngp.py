@@ -168,9 +168,9 @@ class NGP(Method):
         return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, keep=c.keep)
 
     def rendering_tracing(self) -> Tracing:
-        """How rays walk in a picture: short steps, and more of them."""
-        o = self.occupancy
-        return Tracing(o.bits, o.cascades, o.size, self.step, self.cone, 1024, keep=1e-4)
+        """How rays walk in a picture: with steps half as long as in training where those are long, and more of them."""
+        o, widen = self.occupancy, max(0.5 * float(self.widen), 1.0)
+        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 1024, keep=1e-4)
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
         """Squared error of the colours of `rays` pixels, over random backgrounds.
