@@ -155,7 +155,7 @@ def train_once(case: Case, capture: Path, seed: int) -> tuple[dict[str, Any], Me
         with own_memory() as memory:
             trainer.train(run, scene, method, train, progress=False)
         rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    clocks = [row for row in rows if "seconds" in row][-1]
+    clocks = [row for row in rows if "cpu_seconds" in row][-1]
     wall, cpu = clocks["seconds"], clocks["cpu_seconds"]
     looks = seen_while_training(rows)
     numbers = {
@@ -209,31 +209,12 @@ def count_steps(method: Any) -> dict[str, int]:
 
 
 def seen_while_training(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Scores of a few held-out views with the seconds of training at which they were taken.
-
-    A row with a score may lack the clock; it then stands between two that have it, and steps are even enough.
-    """
-    clock = [(row["step"], row["seconds"]) for row in rows if "seconds" in row]
-    found = []
-    for row in rows:
-        if row.get("held_out_psnr") is None:
-            continue
-        seconds = row.get("seconds", interpolated(clock, row["step"]))
-        found.append({"seconds": seconds, "psnr": row["held_out_psnr"], "views": row["held_out_views"]})
-    return found
-
-
-def interpolated(clock: list[tuple[int, float]], step: int) -> float:
-    """Seconds at a step, linear between the rows around it."""
-    before, after = (0, 0.0), clock[-1]
-    for row in clock:
-        if row[0] <= step:
-            before = row
-        else:
-            after = row
-            break
-    share = (step - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 0.0
-    return before[1] + share * (after[1] - before[1])
+    """Scores of a few held-out views with the seconds of training at which they were taken."""
+    return [
+        {"seconds": row["seconds"], "psnr": row["held_out_psnr"], "views": row["held_out_views"]}
+        for row in rows
+        if row.get("held_out_psnr") is not None
+    ]
 
 
 def seconds_to(looks: list[dict[str, float]]) -> dict[str, float | None]:

@@ -175,7 +175,7 @@ void bind(nb::module_& m, const char* suffix) {
           nb::gil_scoped_release release;
           auto field = field_args<T>(spec, table, unbounded, shift, density_width, density, colour_width, colour);
           RayArgs<T> r{rays, at<T>(origin), at<T>(direction), at<T>(near), at<T>(far), at<T>(background), seed};
-          TraceArgs t{GridShape{cascades, size}, at<uint64_t>(bits), at<float>(peak), step, cone, most, stop, keep};
+          TraceArgs t{GridShape{cascades, size}, Occupancy{at<uint64_t>(bits), nullptr}, at<float>(peak), step, cone, most, stop, keep};
           PictureOut<T> out{at<T>(out_colour), at<T>(out_opacity), at<T>(out_depth), at<int64_t>(evaluated), at<int64_t>(kept)};
           auto dd = all<T>(d_density), dc = all<T>(d_colour);
           TrainArgs<T> train{at<T>(target), loss,  T(huber), T(distortion), at<T>(trail), trail_stride, at<int32_t>(trail_count),

@@ -41,7 +41,7 @@ struct RayArgs {
 
 struct TraceArgs {
   GridShape grid;
-  const uint64_t* bits;
+  Occupancy occupancy;
   float* peak;         // densest value seen per cell, fed by the samples; null when nobody listens
   double step, cone;
   int most;            // samples per ray
@@ -203,7 +203,7 @@ struct Tracer {
         const T* o = rays.origin + 3 * (first + r);
         const T* d = rays.direction + 3 * (first + r);
         const int room = min(quota, most - walked[r]);
-        const int took = walk(trace.grid, trace.bits, stepping, o, d, walks[r], room, round_t + n, round_dt + n);
+        const int took = walk(trace.grid, trace.occupancy, stepping, o, d, walks[r], room, round_t + n, round_dt + n);
         walked[r] = took < room ? most : walked[r] + took;
         if (took == 0) continue;
         for (int i = n; i < n + took; ++i) {

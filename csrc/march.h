@@ -13,6 +13,15 @@ struct GridShape {
   int size;      // cells per axis, a multiple of 4
 };
 
+// The bits of a pyramid with a summary: a byte per 16x16x16 cells, zero where all of them are empty. Most of a scene is
+// air, and a ray crosses it in a few such strides. Null where cells of two cascades would share a stride.
+struct Occupancy {
+  const uint64_t* bits;
+  const uint8_t* summary;
+};
+
+constexpr int kStride = 16;  // cells along an edge of what the summary tells of
+
 namespace LF_ISA {
 
 LF_INLINE int cascade_of(float reach, int cascades) {
@@ -82,10 +91,11 @@ LF_INLINE Walk<T> start_walk(const GridShape& grid, const Stepping& stepping, co
 // ray has ended. Steps keep their places whatever the grid says: skipping moves on by whole steps, so that the grid
 // never shifts where a surface is sampled.
 template <class T>
-LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& stepping, const T* o, const T* d, Walk<T>& at,
-                   int most, T* t_out, T* dt_out) {
+LF_INLINE int walk(const GridShape& grid, const Occupancy& occupancy, const Stepping& stepping, const T* o, const T* d,
+                   Walk<T>& at, int most, T* t_out, T* dt_out) {
   int found = 0;
-  const int size = grid.size;
+  const int size = grid.size, strides = size / kStride;
+  const uint8_t* summary = occupancy.summary;
   const float half = 0.5f * float(size);
   const T step = T(stepping.step), cone = T(stepping.cone), far = at.far;
   T inverse_d[3];
@@ -104,7 +114,7 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
     const int ix = clamp(int(x * cells + half), 0, size - 1), iy = clamp(int(y * cells + half), 0, size - 1),
               iz = clamp(int(z * cells + half), 0, size - 1);
     const int64_t cell = cell_index(k, ix, iy, iz, size);
-    const uint64_t word = bits[cell >> 6];
+    const uint64_t word = occupancy.bits[cell >> 6];
     if (word >> (cell & 63) & 1) {
       t_out[found] = t, dt_out[found] = dt;
       ++found;
@@ -112,8 +122,12 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
       t += dt;
       continue;
     }
-    // Leave the empty cell, or the whole block where all of it is empty, by whole steps.
-    const int align = word == 0 ? ~3 : ~0, span = word == 0 ? 4 : 1;
+    // Leave the empty cell, or the whole block or stride where all of it is empty, by whole steps.
+    int span = word == 0 ? 4 : 1;
+    if (span == 4 && summary &&
+        !summary[((k * strides + iz / kStride) * strides + iy / kStride) * strides + ix / kStride])
+      span = kStride;
+    const int align = -span;
     const T cell_width = T(power_of_two(k)) * width;
     const int lo[3] = {ix & align, iy & align, iz & align};
     T leave = far;
@@ -140,6 +154,26 @@ LF_INLINE int walk(const GridShape& grid, const uint64_t* bits, const Stepping& 
   }
   at.t = t;
   return found;
+}
+
+// The summary of a pyramid, [cascades * (size / kStride)^3] bytes, or false where it has none: the finer cascade begins
+// a quarter of the way into a cube, which must be the edge of a stride.
+inline bool summarise(const GridShape& grid, const uint64_t* bits, uint8_t* summary) {
+  if (grid.size % (grid.cascades > 1 ? 4 * kStride : kStride)) return false;
+  constexpr int kWords = kStride / 4;
+  const int strides = grid.size / kStride, blocks = grid.size / 4;
+  for (int z = 0; z < grid.cascades * strides; ++z)  // cascades follow each other as further layers of z
+    for (int y = 0; y < strides; ++y)
+      for (int x = 0; x < strides; ++x) {
+        uint64_t any = 0;
+        for (int j = 0; j < kWords; ++j)
+          for (int i = 0; i < kWords; ++i) {
+            const uint64_t* row = bits + (int64_t(z * kWords + j) * blocks + y * kWords + i) * blocks + x * kWords;
+            for (int w = 0; w < kWords; ++w) any |= row[w];
+          }
+        *summary++ = any != 0;
+      }
+  return true;
 }
 
 // Counter-based random number in [0, 1): the same for the same (seed, index), whatever thread asks.

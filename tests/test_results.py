@@ -227,10 +227,10 @@ def test_the_comparison_runs_on_both_sides() -> None:
         assert all(ratio > 0 for ratio in results["ratios"][clock].values())
 
 
-def test_the_clock_of_a_look_is_found_between_rows() -> None:
+def test_looks_are_the_rows_with_a_score() -> None:
     rows = [
-        {"step": 100, "seconds": 1.0},
-        {"step": 150, "held_out_psnr": 24.0, "held_out_views": 4},
+        {"step": 100, "seconds": 1.0, "cpu_seconds": 2.0},
+        {"step": 150, "held_out_psnr": 24.0, "held_out_views": 4, "seconds": 2.0},
         {"step": 200, "seconds": 3.0},
         {"step": 260, "held_out_psnr": 27.5, "held_out_views": 4, "seconds": 4.5},
     ]

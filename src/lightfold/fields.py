@@ -51,16 +51,32 @@ class OccupancyGrid(nn.Module):
         return _count(self.bits) / max(_count(self.allowed), 1)
 
     def update(self, density: Callable[[Tensor], Tensor], probes: int, rng: Generator) -> None:
-        """Decay, strike off, and look for new matter at `probes` random points of random cascades.
+        """Decay, strike off, and look for new matter at `probes` random points: half of them anywhere, as matter may
+        be, and half in and around the blocks that hold some, where most of it is.
 
         `density` maps points [N, 3] of the scene to density [N].
         """
         grid_decay_(self.bits, self.peak, self.cascades, self.size, self.DECAY, self.threshold)
-        half = 2.0 ** torch.randint(self.cascades, (probes, 1), generator=rng).float()
-        points = (torch.rand(probes, 3, generator=rng) * 2 - 1) * half
+        points = torch.cat([self._anywhere(probes - probes // 2, rng), self._around_matter(probes // 2, rng)])
         grid_raise_(
             self.bits, self.peak, self.allowed, self.cascades, self.size, points, density(points), self.threshold
         )
+
+    def _anywhere(self, count: int, rng: Generator) -> Tensor:
+        half = 2.0 ** torch.randint(self.cascades, (count, 1), generator=rng).float()
+        return (torch.rand(count, 3, generator=rng) * 2 - 1) * half
+
+    def _around_matter(self, count: int, rng: Generator) -> Tensor:
+        words = self.bits.nonzero()[:, 0]
+        if not len(words):
+            return self._anywhere(count, rng)
+        word = words[torch.randint(len(words), (count,), generator=rng)]
+        blocks = self.size // 4
+        scale = 2.0 ** (word // blocks**3).float()[:, None]
+        corner = torch.stack([word % blocks, word // blocks % blocks, word // blocks**2 % blocks], dim=1).float()
+        # A block of four cells and a rim of one.
+        within = (torch.rand(count, 3, generator=rng) * 6 - 1) / 4
+        return ((corner + within) / blocks * 2 - 1) * scale
 
     def carve(self, scene: Scene) -> None:
         """Forbid, for good, the blocks outside the visual hull of the training views' opacity."""

@@ -294,7 +294,8 @@ class Log:
         if elapsed > self.next_eval:
             self.next_eval = elapsed + self.eval_every
             self.held_out = self.score()
-            self._row(step, {"held_out_psnr": self.held_out, "held_out_views": len(self.views)})
+            row = {"held_out_psnr": self.held_out, "held_out_views": len(self.views), "seconds": self.budget.elapsed()}
+            self._row(step, row)
         if elapsed > self.next_row:
             self.next_row = elapsed + (self.INTERVAL if elapsed > 10 else 1.0)
             self.row(step)

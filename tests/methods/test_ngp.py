@@ -94,6 +94,13 @@ class TestLearning:
             assert losses == runs[0][0]
             assert all(torch.equal(t, state[name]) for name, t in runs[0][1].items())
 
+    def test_learns_on_after_its_gradients_were_thrown_away(self, ball: PaintedBall) -> None:
+        model = model_of(ball)
+        torch.optim.SGD(model.parameters(), 0.1).zero_grad(set_to_none=True)
+        before = model.table.detach().clone()
+        train(model, ball, range(2))
+        assert not torch.equal(model.table, before)
+
     def test_another_seed_draws_other_batches(self, ball: PaintedBall) -> None:
         assert train(model_of(ball), ball, range(3), seed=0) != train(model_of(ball), ball, range(3), seed=1)
 

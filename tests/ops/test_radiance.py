@@ -429,6 +429,20 @@ class TestHostile:
 
         assert f"ValueError: {next(iter(change))}" in fate(render)
 
+    @pytest.mark.parametrize("change", [{"huber": -1.0}, {"huber": math.nan}, {"distortion": math.inf}], ids=str)
+    def test_weights_of_a_loss(self, change: dict[str, float]) -> None:
+        args = (field_of(), tracing_of(), *rays_of(8), target_of(8))
+        with pytest.raises(ValueError, match=f"{next(iter(change))}: expected a finite number"):
+            train_rays(*args, seed=1, **change)
+
+    def test_no_rays_at_all(self) -> None:
+        """Both ways agree that nothing is lost."""
+        args = (field_of(), tracing_of(), *rays_of(0), target_of(0))
+        fast = train_rays(*args, seed=1, distortion=0.1)
+        with ops.use("reference"):
+            slow = train_rays(*args, seed=1, distortion=0.1)
+        assert fast.loss.item() == slow.loss.item() == 0.0
+
     def test_peak_of_another_size(self) -> None:
         def render() -> None:
             render_rays(field_of(), tracing_of("full", peak=torch.zeros(7)), *rays_of(8))

@@ -181,6 +181,8 @@ class NGP(Method):
         c = self.config
         if step == 0 and self.info.has_alpha:
             self.occupancy.carve(scene)
+        if self.table.grad is None:  # somebody's zero_grad has thrown it away
+            self.table.grad = torch.zeros_like(self.table)
         origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
         background = torch.rand(len(rgb), 3, generator=rng)
         target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb

@@ -223,6 +223,9 @@ def train_rays(
     written are marked in `touched` (see `adam_`): a table of millions of rows is then never swept, as a returned
     gradient would force. Otherwise it is returned as any gradient is.
     """
+    for name, value in (("huber", huber), ("distortion", distortion)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
     rays = (origin, direction, near, far, background)
     if reference_wanted():
         picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
@@ -371,9 +374,9 @@ def render_rays_reference(
     rgb = torch.sigmoid(mlp_reference(inputs, field.colour))
     weight, colour, opacity, depth = composite_reference(sigma, rgb, t0, t0 + dt, offset)
     if distortion:
-        depth = torch.stack(
-            [_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in zip(offset[:-1], offset[1:], strict=True)]
-        )
+        pairs = zip(offset[:-1], offset[1:], strict=True)
+        # The first, empty, makes a sum of no rays a sum.
+        depth = torch.stack([depth.sum() * 0] + [_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in pairs])[1:]
     return Picture(colour + (1 - opacity)[:, None] * background, opacity, depth, len(ray), len(ray))
 
 
@@ -392,6 +395,8 @@ def _reference_loss(picture: Picture, target: Tensor, huber: float, distortion: 
     error = picture.rgb - target
     square = error**2
     term = torch.where(error.abs() <= huber, square, 2 * huber * error.abs() - huber**2) if huber > 0 else square
-    apart = picture.depth.mean() if distortion > 0 else torch.zeros(())
+    apart = picture.depth.sum() / max(len(target), 1) if distortion > 0 else torch.zeros(())
     detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:])
-    return Loss(term.mean() + distortion * apart, float(square.detach().mean()), float(apart.detach()), detached)
+    terms = max(term.numel(), 1)
+    loss = term.sum() / terms + distortion * apart
+    return Loss(loss, float(square.detach().sum() / terms), float(apart.detach()), detached)
