@@ -98,6 +98,7 @@ class Capture:
     bounds:     [2, 3] float64, lower and upper corner of a box known to hold the object; None when nothing is known.
     background: colour behind transparent pixels by the data set's custom ("white"), or None.
     up:         [3] float64, world direction known to be up, or None.
+    metric:     whether one unit is known to be a metre.
     near, far:  depths between which all content lies, in capture units, where the format states them.
     fisheye_crop_radius: pixels; only the disc of this radius about the picture's centre holds light. None: the whole
         picture.
@@ -114,6 +115,7 @@ class Capture:
     bounds: Tensor | None = None
     background: str | None = None
     up: Tensor | None = None
+    metric: bool = False
     near: float | None = None
     far: float | None = None
     fisheye_crop_radius: float | None = None

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from . import exr
 from .cameras import Camera, Lens
 from .capture import Frame
 from .errors import LightfoldError
@@ -259,6 +260,8 @@ def read_depth(frame: Frame, width: int, height: int) -> Tensor:
     assert frame.depth is not None
     if frame.depth.suffix.lower() == ".npy":
         values = np.load(frame.depth, allow_pickle=False)
+    elif frame.depth.suffix.lower() == ".exr":
+        values = exr.read_plane(frame.depth)
     else:
         with Image.open(frame.depth) as file:
             file.load()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lightfold.cameras import Camera, Lens
-from lightfold.geometry import look_at, quaternion_from_rotation
+from lightfold.geometry import Similarity, look_at, quaternion_from_rotation, so3_exp, so3_log
 
 WIDTH, HEIGHT = 40, 30
 OPENGL_FROM_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
@@ -120,3 +122,160 @@ def colmap_model(cameras: list[Camera], names: list[str]) -> tuple[list, list, l
     track = [(number, 0) for number in ids[:2]]
     points = [(99, (0.1, 0.2, 0.3), (10, 20, 30), 0.5, track), (5, (1.0, 2.0, 3.0), (255, 0, 1), 1.5, [])]
     return rows, images, points
+
+
+# --- formats of capture apps and photogrammetry programs ----------------------------------------------------------
+
+
+# The world of the files whose capture has a frame of its own: world_from_capture.
+WORLD = Similarity(
+    40.0, so3_exp(torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)), torch.tensor([-28.0, 5.0, 640.0]).double()
+)
+
+
+def numbered(count: int = 5) -> list[str]:
+    return [f"{i}.png" for i in range(count)]
+
+
+def write_record3d(folder: Path, cameras: list[Camera]) -> Path:
+    """An EXR + RGB export: quaternions xyzw of OpenGL camera axes, K column by column."""
+    poses = []
+    for name, camera in zip(numbered(len(cameras)), cameras, strict=True):
+        save_picture(folder / "EXR_RGBD" / "rgb" / name)
+        matrix = torch.tensor(opengl_matrix(camera), dtype=torch.float64)
+        w, x, y, z = quaternion_from_rotation(matrix[:3, :3]).tolist()
+        poses.append([x, y, z, w, *matrix[:3, 3].tolist()])
+    fx, fy, cx, cy = cameras[0].intrinsics.tolist()
+    times = [i / 60 for i in range(len(cameras))]
+    document = {"w": WIDTH, "h": HEIGHT, "K": [fx, 0, 0, 0, fy, 0, cx, cy, 1], "poses": poses, "frameTimestamps": times}
+    (folder / "EXR_RGBD" / "metadata.json").write_text(json.dumps(document))
+    return folder
+
+
+def write_polycam(folder: Path, cameras: list[Camera]) -> Path:
+    """A raw data export with optimised poses."""
+    keyframes = folder / "keyframes"
+    (keyframes / "corrected_cameras").mkdir(parents=True)
+    for i, camera in enumerate(cameras):
+        save_picture(keyframes / "corrected_images" / f"{1000 + i}.jpg")
+        entry = dict(zip(("fx", "fy", "cx", "cy"), camera.intrinsics.tolist(), strict=True))
+        entry |= {"width": WIDTH, "height": HEIGHT, "blur_score": 100.0}
+        matrix = opengl_matrix(camera)
+        entry |= {f"t_{row}{column}": matrix[row][column] for row in range(3) for column in range(4)}
+        (keyframes / "corrected_cameras" / f"{1000 + i}.json").write_text(json.dumps(entry))
+    return folder
+
+
+def integer_centres(camera: Camera) -> np.ndarray:
+    """K [3, 3] with the first pixel's centre at (0, 0)."""
+    fx, fy, cx, cy = camera.intrinsics.tolist()
+    return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+
+
+def write_neus(folder: Path, cameras: list[Camera]) -> Path:
+    """cameras_sphere.npz with projections from WORLD, each with another scale and sign, which mean nothing."""
+    matrices = {}
+    scale_mat = np.eye(4)
+    scale_mat[:3, :3] = WORLD.scale * WORLD.rotation.numpy()
+    scale_mat[:3, 3] = WORLD.translation.numpy()
+    for i, camera in enumerate(cameras):
+        save_picture(folder / "image" / f"{i:06d}.png")
+        projection = integer_centres(camera) @ camera.transformed(WORLD).cam_from_world.numpy()
+        matrices[f"world_mat_{i}"] = np.concatenate([(-3.0) ** i * projection, [[0, 0, 0, 1]]])
+        matrices[f"scale_mat_{i}"] = scale_mat
+    np.savez(folder / "cameras_sphere.npz", **matrices)
+    return folder
+
+
+def write_middlebury(folder: Path, cameras: list[Camera]) -> Path:
+    lines = [str(len(cameras))]
+    for name, camera in zip(numbered(len(cameras)), cameras, strict=True):
+        save_picture(folder / name)
+        pose = camera.cam_from_world.numpy()
+        numbers = [*integer_centres(camera).ravel(), *pose[:, :3].ravel(), *pose[:, 3]]
+        lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))
+    (folder / "rig_par.txt").write_text("\n".join(lines) + "\n")
+    (folder / "README.txt").write_text("The (tight) bounding box for the model is\n(-0.5 -0.5 -0.5)\n(0.5 0.5 0.6)\n")
+    return folder
+
+
+def write_opendronemap(folder: Path, cameras: list[Camera]) -> Path:
+    """Axis times angle from the world to the camera; intrinsics in units of the longer side, from the middle."""
+    fx, fy, cx, cy = cameras[0].intrinsics.tolist()
+    side = max(WIDTH, HEIGHT)
+    model = {"projection_type": "brown", "width": WIDTH, "height": HEIGHT, "focal_x": fx / side, "focal_y": fy / side}
+    model |= {"c_x": (cx - WIDTH / 2) / side, "c_y": (cy - HEIGHT / 2) / side}
+    model |= dict.fromkeys(("k1", "k2", "k3", "p1", "p2"), 0.0)
+    shots = {}
+    for name, camera in zip(numbered(len(cameras)), cameras, strict=True):
+        save_picture(folder / "images" / name)
+        rotation = so3_log(camera.cam_from_world[:, :3]).tolist()
+        shots[name] = {"rotation": rotation, "translation": camera.cam_from_world[:, 3].tolist(), "camera": "v2"}
+    points = {"7": {"color": [10.0, 20.0, 30.0], "coordinates": [0.1, 0.2, 0.3]}}
+    reconstruction = {"cameras": {"v2": model}, "shots": shots, "points": points, "reference_lla": {"latitude": 48.1}}
+    (folder / "opensfm").mkdir(parents=True)
+    (folder / "opensfm" / "reconstruction.json").write_text(json.dumps([reconstruction]))
+    return folder
+
+
+def write_realitycapture(folder: Path, cameras: list[Camera]) -> Path:
+    """Angles of R = Rz(-heading) Rx(pitch) Ry(roll), camera to world with OpenGL axes. One focal length only."""
+    lines = ["#name,x,y,alt,heading,pitch,roll,f,px,py,k1,k2,k3,k4,t1,t2"]
+    side = max(WIDTH, HEIGHT)
+    for name, camera in zip(numbered(len(cameras)), cameras, strict=True):
+        save_picture(folder / name)
+        matrix = np.array(opengl_matrix(camera))
+        heading = math.atan2(matrix[0, 1], matrix[1, 1])
+        pitch = math.asin(matrix[2, 1])
+        roll = math.atan2(-matrix[2, 0], matrix[2, 2])
+        angles = [math.degrees(angle) for angle in (heading, pitch, roll)]
+        fx, _, cx, cy = camera.intrinsics.tolist()
+        inner = [fx * 36 / side, (cx - WIDTH / 2) / side, (cy - HEIGHT / 2) / side]
+        numbers = [*matrix[:3, 3], *angles, *inner, 0, 0, 0, 0, 0, 0]
+        lines.append(",".join([name, *(repr(float(number)) for number in numbers)]))
+    (folder / "cameras.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_metashape(folder: Path, cameras: list[Camera], **calibration: float) -> Path:
+    """Camera to component, with labels that lack the suffix, and a component that stands in WORLD."""
+    fx, fy, cx, cy = cameras[0].intrinsics.tolist()
+    values = {"f": fy, "b1": fx - fy, "cx": cx - WIDTH / 2, "cy": cy - HEIGHT / 2, **calibration}
+    adjusted = "".join(f"<{name}>{value!r}</{name}>" for name, value in values.items())
+    size = f'<resolution width="{WIDTH}" height="{HEIGHT}"/>'
+    listed = ""
+    for i, camera in enumerate(cameras):
+        save_picture(folder / "photos" / f"{i}.png")
+        numbers = [*camera.world_from_cam.flatten().tolist(), 0, 0, 0, 1]
+        transform = " ".join(map(repr, numbers))
+        listed += (
+            f'<camera id="{i}" sensor_id="3" component_id="0" label="{i}"><transform>{transform}</transform></camera>'
+        )
+    place = f"<rotation>{' '.join(map(repr, WORLD.rotation.flatten().tolist()))}</rotation>"
+    place += (
+        f"<translation>{' '.join(map(repr, WORLD.translation.tolist()))}</translation><scale>{WORLD.scale!r}</scale>"
+    )
+    (folder / "cameras.xml").write_text(
+        f"""<?xml version="1.0" encoding="UTF-8"?>
+<document version="2.0.0"><chunk label="Chunk 1" enabled="true">
+<sensors next_id="4"><sensor id="3" label="x" type="frame">{size}
+<calibration type="frame" class="initial">{size}<f>1</f></calibration>
+<calibration type="frame" class="adjusted">{size}{adjusted}</calibration></sensor></sensors>
+<components next_id="1"><component id="0" active="true"><transform>{place}</transform></component></components>
+<cameras>{listed}</cameras>
+</chunk></document>
+""",
+        encoding="utf-8",
+    )
+    return folder
+
+
+WRITERS: dict[str, Callable[[Path, list[Camera]], Path]] = {
+    "record3d": write_record3d,
+    "polycam": write_polycam,
+    "neus": write_neus,
+    "middlebury": write_middlebury,
+    "opendronemap": write_opendronemap,
+    "realitycapture": write_realitycapture,
+    "metashape": write_metashape,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from synthetic_rig import (
     HEIGHT,
     WIDTH,
+    WRITERS,
     colmap_model,
     ngp_document,
     opengl_matrix,
@@ -75,6 +77,19 @@ def test_every_format_gives_the_same_pixels(kind: str, tmp_path: Path) -> None:
     expected = torch.stack([camera.project(world_points())[0] for camera in cameras])
     torch.testing.assert_close(projections(capture), expected, atol=1e-6, rtol=0)
     assert all(camera.project(world_points())[1].all() for camera in cameras)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_program_gives_the_same_pixels(kind: str, tmp_path: Path) -> None:
+    # RealityCapture has one focal length.
+    cameras = rig(fx=37.0, fy=37.0) if kind == "realitycapture" else rig()
+    module = importlib.import_module(f"lightfold.formats.{kind}")
+    folder = WRITERS[kind](tmp_path, cameras)
+    assert module.sniff(folder)
+    capture = module.read(folder)
+    assert (capture.format, len(capture), capture.notes) == (kind, 5, ())
+    expected = torch.stack([camera.project(world_points())[0] for camera in cameras])
+    torch.testing.assert_close(projections(capture), expected, atol=1e-6, rtol=0)
 
 
 def test_a_capture_written_as_transforms_projects_the_same(tmp_path: Path) -> None:

@@ -13,14 +13,34 @@ from types import ModuleType
 
 from ..capture import Capture
 from ..errors import CaptureError
-from . import blender, colmap, llff, photos, transforms
+from . import (
+    blender,
+    colmap,
+    llff,
+    metashape,
+    middlebury,
+    neus,
+    opendronemap,
+    photos,
+    polycam,
+    realitycapture,
+    record3d,
+    transforms,
+)
 
 # In the order in which open_capture asks: what says more about a folder goes before what says less.
 FORMATS: dict[str, ModuleType] = {
     "transforms": transforms,
     "blender": blender,
+    "record3d": record3d,
+    "polycam": polycam,
+    "neus": neus,
     "colmap": colmap,
     "llff": llff,
+    "opendronemap": opendronemap,
+    "middlebury": middlebury,
+    "metashape": metashape,
+    "realitycapture": realitycapture,
     "photos": photos,
 }
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".insv")

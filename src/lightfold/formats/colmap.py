@@ -2,7 +2,7 @@
 
 Poses are world-to-camera with Hamilton quaternions (w first), axes are OpenCV's and pixel centres lie at +0.5, so
 nothing is converted. Ids need not be contiguous or sorted. Newer releases add rigs and frames files, which repeat what
-images holds. The file layouts are those of COLMAP's documentation, "Output Format".
+images holds; they are written, and not read. The file layouts are those of COLMAP's documentation, "Output Format".
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras import Camera
+from ..cameras import Camera, Lens
 from ..capture import Capture, Frame, Points
 from ..errors import CaptureError
-from ..geometry import rotation_from_quaternion
+from ..files import whole_file
+from ..geometry import quaternion_from_rotation, rotation_from_quaternion
 from .frames import (
     LARGEST_SIDE,
     PICTURE_SUFFIXES,
@@ -502,3 +503,162 @@ TEXT_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     "images": _text_images,
     "points3D": _text_points,
 }
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(capture: Capture, path: Path, binary: bool = True) -> None:
+    """Write the posed frames of a capture as a COLMAP model in the folder `path`; frames without a pose are left out.
+
+    Images are named relative to the capture's picture folder, which is COLMAP's image path. Frames with the same lens
+    and intrinsics share a camera. A capture knows which frames saw a point, but not at which pixel: observations are
+    the projections of the point. Points without a colour are black, and without an error have -1, as in COLMAP.
+
+    Raises CaptureError when no frame has a pose, for a lens that COLMAP does not have, for a name that a text file
+    cannot hold, and for a folder that holds a model in the other form, which would be taken for this one; RunError when
+    a file cannot be written.
+    """
+    other = "txt" if binary else "bin"
+    if os.path.isfile(path / f"images.{other}"):
+        raise CaptureError(f"{path} holds a COLMAP model in .{other} files already; choose another folder.")
+    cameras, images, points = _tables(capture)
+    spaced = [row.image.name for row in images if any(letter.isspace() for letter in row.image.name)]
+    if spaced and not binary:
+        raise CaptureError(
+            f"{printable(spaced[0])} has a space in its name, where COLMAP's text reader ends it; write a binary model."
+        )
+    contents = (_binary_files if binary else _text_files)(cameras, images, points)
+    for name, content in contents.items():
+        with whole_file(path / name) as partial:
+            partial.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """An image with its observations: xy [m, 2] in pixels, and the point id of each."""
+
+    image: _Image
+    xy: np.ndarray
+    point: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One row of points3D. track: pairs of an image's id and an index into its observations."""
+
+    id: int
+    xyz: tuple[float, ...]
+    rgb: tuple[int, ...]
+    error: float
+    track: list[tuple[int, int]]
+
+
+def _tables(capture: Capture) -> tuple[list[_Intrinsics], list[_Observed], list[_Point]]:
+    """The rows of cameras, images and points3D. Ids count from 1: images as the frames come, cameras as they appear."""
+    posed = [(i, frame, frame.camera) for i, frame in enumerate(capture.frames) if frame.camera is not None]
+    if not posed:
+        raise CaptureError(f"{capture.root} has no frame with a pose, so there is no model to write.")
+    names = _image_names(capture.root, [frame for _, frame, _ in posed])
+    points = _point_rows(capture.points)
+    cameras: dict[tuple[object, ...], _Intrinsics] = {}
+    images: list[_Observed] = []
+    for number, ((index, _, camera), name) in enumerate(zip(posed, names, strict=True), start=1):
+        if camera.lens is Lens.ORTHOGRAPHIC:
+            raise CaptureError(f"{printable(name)} has the lens {camera.lens.value}, which COLMAP does not have.")
+        model, params = camera.to_colmap()
+        key = (model, camera.width, camera.height, *params)
+        row = cameras.setdefault(key, _Intrinsics(len(cameras) + 1, model, camera.width, camera.height, tuple(params)))
+        quaternion = quaternion_from_rotation(camera.cam_from_world[:, :3])
+        pose = (*quaternion.tolist(), *camera.cam_from_world[:, 3].tolist())
+        xy, seen = _observations(capture.points, index, camera)
+        for place, point in enumerate(seen.tolist()):
+            points[point].track.append((number, place))
+        images.append(_Observed(_Image(number, pose, row.id, name), xy, seen + 1))
+    return list(cameras.values()), images, points
+
+
+def _image_names(root: Path, frames: list[Frame]) -> list[str]:
+    """Where the pictures lie, as seen from the capture's folder, or from its `images` when all lie there.
+
+    Raises CaptureError for two frames of one picture, which a model cannot tell apart.
+    """
+    base = os.path.abspath(root)
+    paths = [os.path.abspath(frame.path) for frame in frames]
+    inside = all(path.startswith(base + os.sep) for path in paths)
+    names = [os.path.relpath(p, base).replace(os.sep, "/") for p in paths] if inside else [f.name for f in frames]
+    folders = {name.partition("/")[0] for name in names}
+    if len(folders) == 1 and folders <= set(PICTURE_FOLDERS):
+        names = [name.partition("/")[2] for name in names]
+    if len(set(names)) != len(names):
+        raise CaptureError(f"{root} has several frames of one picture, which a COLMAP model cannot hold.")
+    return names
+
+
+def _point_rows(points: Points | None) -> list[_Point]:
+    if points is None:
+        return []
+    count = len(points)
+    colours = [[0, 0, 0]] * count if points.rgb is None else points.rgb.tolist()
+    errors = [-1.0] * count if points.error is None else points.error.tolist()
+    rows = zip(points.xyz.tolist(), colours, errors, strict=True)
+    return [_Point(i, tuple(xyz), tuple(rgb), error, []) for i, (xyz, rgb, error) in enumerate(rows, start=1)]
+
+
+def _observations(points: Points | None, index: int, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [m, 2] and indices [m] of the points that a frame saw, but for those that its lens cannot see."""
+    if points is None or points.tracks is None:
+        return np.zeros((0, 2)), np.zeros(0, dtype=np.int64)
+    point_index, frame_index = points.tracks
+    seen = point_index[frame_index == index].unique()
+    xy, valid = camera.project(points.xyz[seen])
+    return xy[valid].numpy(), seen[valid].numpy()
+
+
+def _binary_files(cameras: list[_Intrinsics], images: list[_Observed], points: list[_Point]) -> dict[str, bytes]:
+    numbers = {name: number for number, (name, _) in MODELS.items()}
+    # Every camera is a rig of its own, and every image a frame of it: id, sensors, and its own as sensor type 0.
+    tables: dict[str, list[bytes]] = {
+        "cameras.bin": [
+            struct.pack(f"<IiQQ{len(c.params)}d", c.id, numbers[c.model], c.width, c.height, *c.params) for c in cameras
+        ],
+        "images.bin": [],
+        "points3D.bin": [
+            struct.pack("<Q3d3BdQ", p.id, *p.xyz, *p.rgb, p.error, len(p.track)) + np.array(p.track, "<u4").tobytes()
+            for p in points
+        ],
+        "rigs.bin": [struct.pack("<IIiI", c.id, 1, 0, c.id) for c in cameras],
+        "frames.bin": [],
+    }
+    for row in images:
+        image, camera = row.image, row.image.camera
+        seen = np.empty(len(row.point), dtype=[("x", "<f8"), ("y", "<f8"), ("point", "<i8")])
+        seen["x"], seen["y"], seen["point"] = row.xy[:, 0], row.xy[:, 1], row.point
+        head = struct.pack("<I7dI", image.id, *image.pose, camera) + os.fsencode(image.name) + b"\0"
+        tables["images.bin"].append(head + struct.pack("<Q", len(seen)) + seen.tobytes())
+        tables["frames.bin"].append(struct.pack("<II7dIiIQ", image.id, camera, *image.pose, 1, 0, camera, image.id))
+    return {name: struct.pack("<Q", len(rows)) + b"".join(rows) for name, rows in tables.items()}
+
+
+def _text_files(cameras: list[_Intrinsics], images: list[_Observed], points: list[_Point]) -> dict[str, bytes]:
+    tables = {
+        "cameras.txt": [_line(c.id, c.model, c.width, c.height, *c.params) for c in cameras],
+        "images.txt": [],
+        "points3D.txt": [
+            _line(p.id, *p.xyz, *p.rgb, p.error, *(value for pair in p.track for value in pair)) for p in points
+        ],
+        "rigs.txt": [_line(c.id, 1, "CAMERA", c.id) for c in cameras],
+        "frames.txt": [],
+    }
+    for row in images:
+        image, camera = row.image, row.image.camera
+        seen = zip(row.xy.tolist(), row.point.tolist(), strict=True)
+        tables["images.txt"].append(_line(image.id, *image.pose, camera, image.name))
+        tables["images.txt"].append(_line(*(value for (x, y), point in seen for value in (x, y, point))))
+        tables["frames.txt"].append(_line(image.id, camera, *image.pose, 1, "CAMERA", camera, image.id))
+    return {name: os.fsencode("".join(f"{line}\n" for line in lines)) for name, lines in tables.items()}
+
+
+def _line(*values: object) -> str:
+    """Numbers with all their digits, so that they read back the same."""
+    return " ".join(repr(value) if isinstance(value, float) else str(value) for value in values)

@@ -6,15 +6,20 @@ back**; the last two are the depths between which 99.8 % of the points seen by t
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..cameras import Camera, Lens
-from ..capture import Capture, Frame
+from ..capture import Capture, Frame, Points
 from ..errors import CaptureError
+from ..files import whole_file
 from .frames import (
     LARGEST_SIDE,
     FrameError,
@@ -23,14 +28,19 @@ from .frames import (
     cam_from_world,
     fit_camera,
     list_pictures,
+    printable,
     read_header,
     require_frames,
 )
 
 LOOKS_FOR = "poses_bounds.npy with a folder images, images_2, images_4 or images_8 beside it"
 PICTURE_FOLDERS = ("images", "images_2", "images_4", "images_8")
+# Lenses that one focal length describes, but for their distortion.
+PERSPECTIVE = {Lens.SIMPLE_PINHOLE, Lens.PINHOLE, Lens.SIMPLE_RADIAL, Lens.RADIAL, Lens.OPENCV, Lens.FULL_OPENCV}
 # Views within this angle of their mean direction look the same way, as normalised device coordinates need.
 FORWARD_FACING = np.cos(np.radians(60))
+
+log = logging.getLogger(__name__)
 
 
 def sniff(path: Path) -> bool:
@@ -127,3 +137,111 @@ def _forward_facing(frames: list[Frame]) -> bool:
     forward = torch.stack([frame.camera.forward for frame in frames if frame.camera is not None])
     mean = forward.mean(dim=0)
     return bool((forward @ mean >= float(FORWARD_FACING) * mean.norm()).all()) and float(mean.norm()) > 0.5
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(capture: Capture, path: Path) -> None:
+    """Write the posed frames of a capture as `path`/poses_bounds.npy, with their pictures in `path`/images.
+
+    Rows and pictures are matched by the order of the pictures' names, so images holds exactly the posed ones: where the
+    folder does not exist it is made of links (copies where the disk has none), with '_' for every '/' of a name. The
+    depth bounds are the 0.1 and 99.9 percentiles of the points that a picture saw, as in LLFF's imgs2poses; those of
+    all pictures together where it saw none, and the capture's near and far where there are no points.
+
+    The format has one focal length, no principal point and no distortion; a warning is logged when that matters.
+
+    Raises CaptureError when no frame has a pose, for a lens that is not perspective, for a capture without points, near
+    and far, and when `path`/images holds other pictures; RunError when a file cannot be written.
+    """
+    posed = [(i, frame, frame.camera) for i, frame in enumerate(capture.frames) if frame.camera is not None]
+    if not posed:
+        raise CaptureError(f"{capture.root} has no frame with a pose, so there is nothing to write.")
+    for _, frame, camera in posed:
+        if camera.lens not in PERSPECTIVE:
+            raise CaptureError(
+                f"{printable(frame.name)} has the lens {camera.lens.value}; LLFF knows perspective ones."
+            )
+    lossy = sum(not _is_simple(camera) for _, _, camera in posed)
+    if lossy:
+        log.warning(
+            "%d of %d pictures have lens distortion, a principal point off the middle or oblong pixels, which "
+            "poses_bounds.npy cannot say; undistort them first.",
+            lossy,
+            len(posed),
+        )
+    bounds = _depth_bounds(capture, [(i, camera) for i, _, camera in posed])
+    names = Names()
+    rows = {}
+    for (_, frame, camera), depths in zip(posed, bounds, strict=True):
+        name = names.new(re.sub(r"[/\\]", "_", frame.name.removeprefix("images/")))
+        rows[name] = (frame.path, [*_matrix(camera).ravel(), *depths])
+    _put_pictures(path / "images", {name: source for name, (source, _) in rows.items()})
+    with whole_file(path / "poses_bounds.npy") as partial, partial.open("wb") as file:
+        np.save(file, np.array([rows[name][1] for name in sorted(rows)]))
+
+
+def _is_simple(camera: Camera) -> bool:
+    fx, fy, cx, cy = camera.intrinsics.tolist()
+    centred = abs(cx - camera.width / 2) < 1 and abs(cy - camera.height / 2) < 1
+    return centred and abs(fx / fy - 1) < 1e-3 and not bool(camera.distortion.any())
+
+
+def _matrix(camera: Camera) -> np.ndarray:
+    """[3, 5]: down, right, back, centre, and height, width, focal length."""
+    right, down, forward, centre = camera.world_from_cam.numpy().T
+    focal = float(camera.intrinsics[:2].mean())
+    return np.stack([down, right, -forward, centre, [camera.height, camera.width, focal]], axis=1)
+
+
+def _depth_bounds(capture: Capture, cameras: list[tuple[int, Camera]]) -> list[tuple[float, float]]:
+    """Near and far for every camera, given with the index of its frame."""
+    seen = [_depths(capture.points, index, camera) for index, camera in cameras]
+    every = np.concatenate(seen)
+    if every.size:
+        return [_percentiles(depths if depths.size else every) for depths in seen]
+    if capture.near is None or capture.far is None:
+        raise CaptureError(
+            f"{capture.root} has no 3-D points in front of a camera and no near and far depth, and LLFF needs bounds."
+        )
+    return [(capture.near, capture.far)] * len(cameras)
+
+
+def _percentiles(depths: np.ndarray) -> tuple[float, float]:
+    near, far = np.percentile(depths, [0.1, 99.9])
+    # Readers divide by the difference; a single point has none.
+    return float(near), float(far) if far > near else float(near * 1.001)
+
+
+def _depths(points: Points | None, index: int, camera: Camera) -> np.ndarray:
+    """Depths [m] of the points that a frame saw: by its tracks, without any by projecting into its picture."""
+    if points is None:
+        return np.zeros(0)
+    xyz = points.xyz
+    if points.tracks is not None:
+        point_index, frame_index = points.tracks
+        xyz = xyz[point_index[frame_index == index].unique()]
+    xy, valid = camera.project(xyz)
+    size = xy.new_tensor([camera.width, camera.height])
+    inside = valid if points.tracks is not None else valid & (xy >= 0).all(dim=1) & (xy <= size).all(dim=1)
+    depth: np.ndarray = (xyz @ camera.cam_from_world[2, :3] + camera.cam_from_world[2, 3])[inside].numpy()
+    return depth
+
+
+def _put_pictures(folder: Path, sources: dict[str, Path]) -> None:
+    """Make the folder hold these pictures, by name, and no others."""
+    if folder.is_dir() and (held := list_pictures(folder)):
+        if held != sorted(sources) or not all(filecmp.cmp(folder / n, p, shallow=False) for n, p in sources.items()):
+            raise CaptureError(
+                f"{folder} holds other pictures than the {len(sources)} with poses, and LLFF matches poses to pictures "
+                "by their order; write into a new folder."
+            )
+        return
+    for name, source in sources.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(os.path.realpath(source), folder / name)
+        except OSError:
+            with whole_file(folder / name) as partial:
+                shutil.copyfile(source, partial)

@@ -10,8 +10,9 @@ ignored.
                dynamic_mask_NAME.png and NAME.alpha.EXT beside the pictures
   nerfstudio   camera_model, distortion_params, fisheye_crop_radius, mask_path, depth_file_path, ply_file_path,
                train/val/test_filenames, applied_transform, applied_scale, orientation_override
-  ours         depth_unit_scale_factor, mask_inverted, time, near, far, background; k5, k6 of FULL_OPENCV;
-               distortion_params in COLMAP's order for the lens models that nerfstudio does not have
+  ours         depth_unit_scale_factor, mask_inverted, time, near, far, background, metric; k5, k6 of FULL_OPENCV;
+               distortion_params in COLMAP's order for the lens models that nerfstudio does not have; lens, the exact
+               name of a lens whose camera_model is a larger one that others know
 
 Where a key stands both at the top and in a frame, the frame's wins: it is the more specific.
 """
@@ -77,6 +78,12 @@ FISHEYE = {
     Lens.OPENCV_FISHEYE: ("k1", "k2", "k3", "k4"),
     Lens.THIN_PRISM_FISHEYE: ("k1", "k2", "p1", "p2", "k3", "k4", "sx1", "sy1"),
 }
+# What the writer calls lenses that only COLMAP knows by their own name; the key `lens` keeps that name.
+WRITTEN_AS = {
+    Lens.SIMPLE_RADIAL_FISHEYE: "OPENCV_FISHEYE",
+    Lens.RADIAL_FISHEYE: "OPENCV_FISHEYE",
+    Lens.ORTHOGRAPHIC: "ORTHOPHOTO",
+}
 NERFSTUDIO_PARAMS = ("k1", "k2", "k3", "k4", "p1", "p2")
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "sx1", "sy1")
 
@@ -111,6 +118,7 @@ def read(path: Path) -> Capture:
         bounds=_bounds(document),
         background=document.text("background"),
         up=_up(document),
+        metric=document.flag("metric"),
         near=document.number("near"),
         far=document.number("far"),
         fisheye_crop_radius=_crop_radius(document, frames, notes),
@@ -422,6 +430,9 @@ def _focal_length(entry: Entry, axis: str, side: int) -> float | None:
 def _lens(entry: Entry) -> tuple[Lens, list[float]]:
     """The lens and its coefficients in COLMAP's order: the named model, or the next of its family that holds them."""
     named = (entry.text("camera_model") or "").upper()
+    exact = (entry.text("lens") or "").upper()
+    if exact in Lens.__members__ and WRITTEN_AS.get(Lens(exact)) == named:
+        named = exact
     if named == "EQUIRECTANGULAR" or entry.flag("latlong") or entry.flag("equirectangular"):
         return Lens.EQUIRECTANGULAR, []
     if entry.flag("orthographic"):
@@ -615,13 +626,15 @@ def write(capture: Capture, path: Path) -> Path:
     """Write a capture as transforms.json, and its points as a PLY beside it. The pictures stay where they are.
 
     path: a folder, which gets transforms.json, or a name that ends in .json. Returns the file. Reading it back gives
-    the same cameras, masks, depths, split, bounds, points and colours; point tracks and notes have no place in the
-    format. Raises ValueError when a frame has no camera (use capture.posed()), RunError when it cannot be written.
+    the same cameras, masks, depths, split, bounds, up, points and colours; point tracks and notes have no place in the
+    format. nerfstudio and instant-ngp read it, but for lenses that they do not have (FULL_OPENCV, THIN_PRISM_FISHEYE,
+    FOV). Raises ValueError when a frame has no camera (use capture.posed()), RunError when it cannot be written.
     """
     file = path if path.suffix.lower() == ".json" else path / "transforms.json"
     document = _document(capture, file)
     if capture.points is not None:
-        document["ply_file_path"] = f"{file.stem}_points.ply"
+        # Several camera lists may lie in one folder, each with points of its own.
+        document["ply_file_path"] = "points.ply" if file.stem == "transforms" else f"{file.stem}_points.ply"
         ply.write_points(file.with_name(document["ply_file_path"]), capture.points)
     # frames go last, so that a person who opens the file meets the short part first.
     document["frames"] = document.pop("frames")
@@ -638,18 +651,12 @@ def _document(capture: Capture, file: Path) -> dict[str, Any]:
                 f"capture: expected every frame to have a camera, got {frame.name!r} without; use capture.posed()"
             )
         frames.append(_written_frame(frame, frame.camera, file.parent))
-    document: dict[str, Any] = {}
-    # Keys that all frames share move to the top, where readers that know only global intrinsics look for them.
-    per_frame = ("file_path", "transform_matrix", "mask_path", "depth_file_path", "time", "mask_inverted")
-    for key in [key for key in (frames[0] if frames else {}) if key not in per_frame]:
-        if all(key in other and other[key] == frames[0][key] for other in frames):
-            document[key] = frames[0][key]
-            for other in frames:
-                del other[key]
-    for split in ("train", "test"):
-        listed_names = [w["file_path"] for w, f in zip(frames, capture.frames, strict=True) if f.split == split]
-        if any(f.split is not None for f in capture.frames):
-            document[f"{split}_filenames"] = listed_names
+    document = _shared(frames)
+    if any(f.split is not None for f in capture.frames):
+        # nerfstudio wants a list for every split it asks for, and knows no difference between val and test.
+        for key, split in (("train", "train"), ("val", "test"), ("test", "test")):
+            written = [w["file_path"] for w, f in zip(frames, capture.frames, strict=True) if f.split == split]
+            document[f"{key}_filenames"] = written
     capture_from_original = capture.original_from_capture.inverse()
     rotation, shift = capture_from_original.rotation, capture_from_original.translation / capture_from_original.scale
     document["applied_transform"] = torch.cat([rotation, shift[:, None]], dim=1).tolist()
@@ -657,6 +664,7 @@ def _document(capture: Capture, file: Path) -> dict[str, Any]:
     optional = {
         "aabb": None if capture.bounds is None else capture.bounds.tolist(),
         "up": None if capture.up is None else capture.up.tolist(),
+        "metric": capture.metric or None,
         "background": capture.background,
         "near": capture.near,
         "far": capture.far,
@@ -666,6 +674,26 @@ def _document(capture: Capture, file: Path) -> dict[str, Any]:
     document.update({key: value for key, value in optional.items() if value is not None})
     document["frames"] = frames
     return document
+
+
+def _shared(frames: list[dict[str, Any]]) -> dict[str, Any]:
+    """Moves what all frames say alike to the top, where readers that know only global intrinsics look for it.
+
+    Coefficients move together or not at all: nerfstudio ignores those of the frames once it has met one at the top.
+    """
+    first = frames[0] if frames else {}
+    per_frame = ("file_path", "transform_matrix", "mask_path", "depth_file_path", "time", "mask_inverted")
+    together = (*COEFFICIENTS, "distortion_params")
+    groups = [(key,) for key in first if key not in (*per_frame, *together)] + [together]
+    shared: dict[str, Any] = {}
+    for group in groups:
+        # A dictionary lookup that finds nothing gives None, which no frame writes.
+        if all(frame.get(key) == first.get(key) for frame in frames for key in group):
+            shared.update({key: first[key] for key in group if key in first})
+            for frame in frames:
+                for key in group:
+                    frame.pop(key, None)
+    return shared
 
 
 def _written_frame(frame: Frame, camera: Camera, folder: Path) -> dict[str, Any]:
@@ -682,7 +710,9 @@ def _written_frame(frame: Frame, camera: Camera, folder: Path) -> dict[str, Any]
     if camera.lens is Lens.EQUIRECTANGULAR:
         # nerfstudio's convention for panoramas; the reader knows the rest from the size.
         entry.update(fl_x=camera.width / 2, fl_y=float(camera.height), latlong=True)
-    entry["camera_model"] = "ORTHOPHOTO" if camera.lens is Lens.ORTHOGRAPHIC else camera.lens.value
+    entry["camera_model"] = WRITTEN_AS.get(camera.lens, camera.lens.value)
+    if camera.lens in WRITTEN_AS:
+        entry["lens"] = camera.lens.value
     if camera.lens in FISHEYE:
         entry["is_fisheye"] = True
     coefficients = camera.distortion.tolist()

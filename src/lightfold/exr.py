@@ -1,0 +1,86 @@
+"""OpenEXR files (half, float or integer channels), read with the library of the format's authors.
+
+The library is optional: `pip install 'lightfold[exr]'`. Everything that a damaged file can do to it becomes a
+ValueError, which is among the errors that readers of pictures expect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_SIDE = 1 << 16
+LARGEST_PICTURE = 180_000_000
+"""Pixels; where Pillow, too, stops believing that a picture is one."""
+PLANE_NAMES = ("Z", "Y", "R")
+"""Under which of several channels a single quantity such as depth is stored, the likeliest first."""
+
+
+def available() -> bool:
+    """Whether the library is installed, without importing it."""
+    return importlib.util.find_spec("OpenEXR") is not None
+
+
+def read_channels(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The channels of the first part of a file, each [H, W] float32, by name.
+
+    Raises ValueError when the file is damaged, larger than LARGEST_PICTURE pixels, or of a kind without plain pixels
+    (deep, subsampled, cropped), and when the library is missing; OSError when it cannot be opened.
+    """
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise ValueError("EXR files need the OpenEXR library: pip install 'lightfold[exr]'") from error
+    with path.open("rb"):
+        pass  # For the reasons that the system gives; the library only says that it could not.
+    # The library prints what it thinks of a damaged file, and then hands out a file without parts.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            header = OpenEXR.File(str(path), header_only=True).header()
+            width, height = _size(header)
+            channels = OpenEXR.File(str(path), separate_channels=True).channels()
+            planes = {name: np.asarray(channel.pixels) for name, channel in channels.items()}
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError) as error:
+            raise ValueError(f"it is not an EXR picture that can be read ({error})") from error
+    for name, plane in planes.items():
+        if plane.shape != (height, width) or plane.dtype.kind not in "fu":
+            raise ValueError(f"its channel {name} is {plane.dtype} {list(plane.shape)}, not {height} x {width} numbers")
+    return {name: plane.astype(np.float32) for name, plane in planes.items()}
+
+
+def read_plane(path: Path) -> NDArray[np.float32]:
+    """The one quantity [H, W] of a depth map: its only channel, or the one named Z, Y or R.
+
+    Raises what `read_channels` raises, and ValueError when no channel is the one.
+    """
+    channels = read_channels(path)
+    if len(channels) == 1:
+        return next(iter(channels.values()))
+    for name in PLANE_NAMES:
+        if name in channels:
+            return channels[name]
+    raise ValueError(f"it has the channels {', '.join(channels)}, of which none is Z, Y or R")
+
+
+def _size(header: dict[str, object]) -> tuple[int, int]:
+    """Width and height. Checked before any pixel is read: a header may promise terabytes."""
+    window, display = (
+        [int(v) for corner in _corners(header[k]) for v in corner] for k in ("dataWindow", "displayWindow")
+    )
+    width, height = window[2] - window[0] + 1, window[3] - window[1] + 1
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= LARGEST_PICTURE):
+        raise ValueError(f"it claims {width} x {height} pixels")
+    if window != display:
+        raise ValueError("its data window is not the whole picture")
+    return width, height
+
+
+def _corners(window: object) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    if not isinstance(window, tuple) or len(window) != 2:
+        raise ValueError("a window of its header is not a box")
+    return np.asarray(window[0]), np.asarray(window[1])
