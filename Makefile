@@ -1,6 +1,6 @@
 # What a person runs, and what continuous integration runs. A fresh machine needs Python 3.10 or newer and a C++ compiler.
 #
-#   make demo      environment, training on the sample capture, scores, pictures, video
+#   make demo      environment; from the sample's photos to poses, training, scores, pictures, video
 #   make test      the tests that take minutes together     make test-slow   the others
 #   make lint      ruff, mypy, import-linter                make bench       quick measurements; FULL=1: the tables
 
@@ -31,9 +31,9 @@ $(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt CMakeLists.txt $(
 	@touch $@
 
 demo: install
-	$(BIN)/lightfold run examples/sample --scene.downscale 2 --minutes $(MINUTES) --out $(RUN)
+	$(BIN)/lightfold run examples/sample/images --capture $(RUN)-capture --scene.downscale 2 --minutes $(MINUTES) --out $(RUN)
 	@echo
-	@echo "Open $(RUN)/report.html in a browser: pictures, video, curves, scores."
+	@echo "Open in a browser: $(RUN)/report.html (pictures, video, curves, scores), $(RUN)-capture/poses.html (the cameras)."
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

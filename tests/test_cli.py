@@ -22,6 +22,7 @@ from PIL import Image
 from lightfold import cli
 from lightfold.cli import arguments as argument_module
 from lightfold.cli import doctor, info, steps
+from lightfold.cli import run as run_verb
 from lightfold.cli.render import RenderArguments, video_size
 from lightfold.cli.run import parse_run
 from lightfold.cli.train import anchored, parse_training, run_config
@@ -130,7 +131,7 @@ def test_ways_to_ask(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["-h"], ["--help"], ["help"]):
         assert cli.main(words) == 0
         texts.append(capsys.readouterr().out)
-    assert len(set(texts)) == 1 and "lightfold run CAPTURE" in texts[0]
+    assert len(set(texts)) == 1 and "lightfold run FOOTAGE" in texts[0]
     assert cli.main(["help", "info"]) == 0
     assert "usage: lightfold info" in capsys.readouterr().out
     assert cli.main(["--version"]) == 0
@@ -156,7 +157,7 @@ def test_ways_to_ask(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "nerf"], ["lightfold train nerf CAPTURE"]),
         (["train", "nerf", "x", "--steps", "0"], ["'steps'", "at least 1"]),
         (["train", "nerf", "x", "--format", "mp3"], ["'mp3'", "colmap"]),
-        (["run"], ["lightfold run CAPTURE"]),
+        (["run"], ["lightfold run FOOTAGE"]),
         (["run", "x", "--method", "nert"], ["'nert'", "nerf"]),
         (["eval"], ["lightfold eval RUN"]),
         (["eval", "nowhere"], ["nowhere"]),
@@ -292,7 +293,7 @@ def test_a_method_name_as_the_value_of_an_option() -> None:
 
 def test_run_takes_the_options_of_its_method() -> None:
     found = parse_run(["fox", "--method", "nerf:tiny", "--model.width", "24", "--minutes", "1"])
-    assert (found.model.width, found.train.minutes, found.capture) == (24, 1.0, "fox")
+    assert (found.model.width, found.train.minutes, found.footage) == (24, 1.0, "fox")
     assert parse_run(["fox", "--method=nerf"]).model.width == 128
 
 
@@ -415,9 +416,39 @@ def test_pictures_without_poses(tmp_path: Path, capture: Path, capsys: pytest.Ca
     photos.mkdir()
     for file in (capture / "images").iterdir():
         (photos / file.name).write_bytes(file.read_bytes())
-    message = failure(["run", str(photos), "--out", str(tmp_path / "out")], capsys)
-    assert "9 pictures without camera poses" in message and "transforms.json" in message
+    message = failure(["train", "ngp", str(photos), "--out", str(tmp_path / "out")], capsys)
+    assert "9 pictures without camera poses" in message and f"lightfold poses {photos}" in message
+    message = failure(["run", str(photos), "--out", str(tmp_path / "out"), "--capture", str(tmp_path / "made")], capsys)
+    assert "16 x 12 pixels" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_run_finds_poses_where_there_are_none_and_trains_on_what_it_made(
+    tmp_path: Path, capture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is stood in for; what it would have made is the capture with poses."""
+    asked: dict[str, object] = {}
+
+    def find_poses(source: Path, out: Path, poses: object, photos: object, video: object, accept_bad: bool) -> Path:
+        asked.update(source=source, out=out, poses=poses, accept_bad=accept_bad)
+        return capture
+
+    monkeypatch.setattr(run_verb, "find_poses", find_poses)
+    monkeypatch.chdir(tmp_path)
+    arguments = parse_run([str(capture / "images"), "--poses.max-side", "500", "--bad-poses"])
+    assert run_verb.posed(arguments) == capture
+    assert asked["out"] == Path("captures/ring") and asked["accept_bad"] is True
+    assert asked["poses"].max_side == 500  # type: ignore[attr-defined]
+    asked.clear()
+    assert run_verb.posed(parse_run([str(capture)])) == capture and not asked
+
+
+def test_a_name_for_folders(tmp_path: Path) -> None:
+    (tmp_path / "Küche" / "images").mkdir(parents=True)
+    assert steps.capture_name(tmp_path / "Küche" / "images") == "Küche"
+    assert steps.capture_name(tmp_path / "Küche" / "walk.2.MOV") == "walk.2"
+    (tmp_path / "Küche" / "transforms.json").touch()
+    assert steps.capture_name(tmp_path / "Küche" / "transforms.json") == "Küche"
 
 
 def test_moved_pictures(trained: Path, tmp_path: Path, capture: Path, capsys: pytest.CaptureFixture[str]) -> None:

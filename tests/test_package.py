@@ -18,7 +18,13 @@ from lightfold import ops
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "lightfold"
-MODULES = {"PIL": "pillow", "yaml": "pyyaml", "torchvision": "torchvision"}
+MODULES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "OpenEXR": "openexr",
+    "fast_simplification": "fast-simplification",
+}
 """Import name -> distribution, where the two differ."""
 NO_PATHS = re.compile(r"/" + r"work/(main|dev|shared)\b")
 
@@ -50,7 +56,10 @@ def third_party(path: Path) -> set[str]:
 
 def test_everything_imported_is_declared_and_the_other_way_round(project: dict[str, Any]) -> None:
     declared = names(project["project"]["dependencies"])
-    extras = names(project["project"]["optional-dependencies"]["lpips"])
+    optional = project["project"]["optional-dependencies"]
+    extras = {name for extra, needed in optional.items() if extra != "dev" for name in names(needed)}
+    # A library of film studios, which comes with their programs.
+    extras |= {"openvdb", "pyopenvdb"}
     used = {MODULES.get(name, name) for path in SOURCE.rglob("*.py") for name in third_party(path)}
     # TensorBoard is used through torch, which does not depend on it.
     assert used - extras <= declared

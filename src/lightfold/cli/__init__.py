@@ -23,10 +23,13 @@ from ..errors import LightfoldError
 from . import console
 
 VERBS = {
-    "run": "everything in one command: train, score on held-out views, write a report and a video",
+    "run": "everything in one command: find poses, train, score on held-out views, write a report and a video",
+    "poses": "find the cameras of photos, a video or panoramas, and say how good they are",
+    "mask": "make simple masks for photos: a circle, rectangles, a colour, the nadir of panoramas",
     "train": "train a method on a capture, or go on with a run that was interrupted",
     "eval": "score a run on held-out views, with pictures of truth, rendering, error and depth",
     "render": "render a video or stills from a run: orbit, spiral, a flight, held-out views, a camera-path file",
+    "export": "take a mesh, points, cameras or a volume out of a run",
     "info": "say what a capture, a run or a checkpoint is, and whether it is healthy",
     "doctor": "say what is installed, which kernels run here, and what is slow and why",
 }
@@ -61,13 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def overview() -> str:
     """The text of `lightfold --help`."""
     lines = [
-        "Posed photos in; a radiance field you can look at, measure and render out, on the computer you have.",
+        "Photos, video or panoramas in; a radiance field you can look at, measure and export out, on the computer you "
+        "have.",
         "",
         "usage: lightfold VERB ...",
         "",
         *(f"  {verb:<8}{what}" for verb, what in VERBS.items()),
         "",
-        "Start with:         lightfold run CAPTURE",
+        "Start with:         lightfold run FOOTAGE",
         "A verb's options:   lightfold VERB --help",
         f"Python tracebacks:  set {DEBUG}=1",
     ]

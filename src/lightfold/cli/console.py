@@ -46,7 +46,12 @@ def table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """A progress bar on standard error with an ETA. The bar is not drawn where standard error is not a terminal."""
+    """A progress bar on standard error with an ETA; where that is not a terminal, one line that says what is begun."""
+    shown = Console(stderr=True, highlight=False)
+    if not shown.is_terminal:
+        shown.print(Text(f"{title} ..."), soft_wrap=True)
+        yield lambda done, total: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,7 +59,7 @@ def progress(title: str) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=shown, transient=True) as bars:
         task = bars.add_task(title, total=None)
 
         def report(done: int, total: int) -> None:

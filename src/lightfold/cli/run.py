@@ -1,4 +1,4 @@
-"""lightfold run CAPTURE: everything in one command."""
+"""lightfold run FOOTAGE: everything in one command."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..config import RunConfig, TrainConfig, lookup
 from ..errors import ConfigError
+from ..footage.photos import PhotosConfig
+from ..footage.video import VideoConfig
+from ..poses.config import PoseConfig
 from ..report import write_report
 from ..run import Run, is_run
 from ..scene import Scene, SceneConfig
 from . import console, steps
 from .arguments import parse
 from .eval import evaluate_run, scores
+from .poses import capture_folder, find_poses, lacks_poses
 from .render import fly
 from .train import DEFAULT_METHOD, anchored
 
 ModelT = TypeVar("ModelT")
-DESCRIPTION = """Train on a capture, score held-out views, and write a report and a video: all in one command.
+DESCRIPTION = """Find the camera poses of photos, a video or panoramas, train on them, score held-out views, and write a
+report and a video: all in one command. What has poses already is trained on at once.
 
 Run it again with the same --out to go on where it was stopped; what is finished is not done again. The model options
 below are those of {method}; --method chooses another."""
@@ -35,14 +40,24 @@ class RunArguments(Generic[ModelT]):
     """How the capture becomes a scene."""
     model: ModelT
     """The method's own options."""
-    capture: Annotated[Positional[str], arg(metavar="CAPTURE")] = ""
-    """Folder of the capture, or its transforms.json; or a run folder, to finish it."""
+    poses: PoseConfig
+    """How poses are found, of footage that has none."""
+    photos: PhotosConfig
+    """How a folder of photos is read."""
+    video: VideoConfig
+    """How frames of a video are chosen."""
+    footage: Annotated[Positional[str], arg(metavar="FOOTAGE")] = ""
+    """Folder of photos or panoramas, a video; a capture with poses, or its transforms.json; or a run, to finish it."""
     method: str = DEFAULT_METHOD
     """Method and preset to train."""
     out: Path | None = None
     """Run folder. None: the next free runs/CAPTURE/METHOD-N."""
     format: str = "auto"
     """Format of the capture; "auto" finds out."""
+    capture: Path | None = None
+    """Folder of the capture that is made of footage without poses. None: captures/NAME, after the footage."""
+    bad_poses: bool = False
+    """Train even when the report calls the poses bad."""
     video_seconds: float = 4.0
     """Length of the video at 24 frames per second; 0 makes none."""
     video_side: int = 480
@@ -52,15 +67,15 @@ class RunArguments(Generic[ModelT]):
 def main(words: list[str]) -> None:
     """The verb."""
     arguments = parse_run(words)
-    if not arguments.capture:
-        raise ConfigError("Say which capture to use: `lightfold run CAPTURE`; see `lightfold run --help`.")
-    if is_run(arguments.capture):
-        run = Run.open(arguments.capture)
+    if not arguments.footage:
+        raise ConfigError("Say what to make a field of: `lightfold run FOOTAGE`; see `lightfold run --help`.")
+    if is_run(arguments.footage):
+        run = Run.open(arguments.footage)
         steps.budget(run, arguments.train)
         run, scene = steps.resume(run)
     else:
         config = RunConfig(
-            capture=str(Path(arguments.capture).expanduser().resolve()),
+            capture=str(posed(arguments)),
             method=arguments.method,
             model=arguments.model,
             scene=anchored(arguments.scene),
@@ -75,6 +90,19 @@ def main(words: list[str]) -> None:
         raise steps.Stopped(f"Stopped. Continue with:  lightfold run {run.path}") from stop
 
 
+def posed(arguments: RunArguments[Any]) -> Path:
+    """The capture to train on: what the user named, or what is made of it when it has no poses."""
+    source = Path(arguments.footage).expanduser()
+    if not lacks_poses(source, arguments.format):
+        return source.resolve()
+    out = arguments.capture or capture_folder(source)
+    try:
+        made = find_poses(source, out, arguments.poses, arguments.photos, arguments.video, arguments.bad_poses)
+    except KeyboardInterrupt as stop:
+        raise steps.Stopped(f"Stopped. The same command goes on; what is finished is in {out}.") from stop
+    return made.resolve()
+
+
 def parse_run(words: Sequence[str]) -> RunArguments[Any]:
     """The arguments, with the option tree of the method that --method names."""
     method = DEFAULT_METHOD
@@ -84,7 +112,8 @@ def parse_run(words: Sequence[str]) -> RunArguments[Any]:
         elif word.startswith("--method="):
             method = word.partition("=")[2]
     cls, model = lookup(method)
-    default = RunArguments(TrainConfig(), SceneConfig(), model, method=method)
+    options = (TrainConfig(), SceneConfig(), model, PoseConfig(), PhotosConfig(), VideoConfig())
+    default = RunArguments(*options, method=method)
     description = DESCRIPTION.format(method=method)
     return parse(RunArguments[cls.Config], words, "run", description, default, flat=("train",))  # type: ignore[name-defined]
 

@@ -11,16 +11,20 @@ from .. import machine, trainer
 from ..capture import Capture
 from ..config import RunConfig, TrainConfig
 from ..errors import CaptureError, ConfigError, RunError
-from ..formats import FORMATS, open_capture
+from ..formats import FORMATS, VIDEO_SUFFIXES, open_capture
 from ..methods import method_class
 from ..run import Run, is_run, next_folder
 from ..scene import Scene, SceneConfig, load_scene
 from . import console
 
 UNPOSED = (
-    "{path} holds {count} pictures without camera poses, and finding poses is not in this version yet. Give a folder "
-    "that also has a transforms.json, or the COLMAP model of the same pictures in sparse/0."
+    "{path} holds {count} pictures without camera poses. Find them with `lightfold poses {path}`, or do everything at "
+    "once with `lightfold run {path}`."
 )
+
+
+PLAIN_NAMES = {"images", "photos", "frames", "input"}
+"""Folders that are called what they hold; the one above has a name."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,9 +56,13 @@ def make_scene(capture: Capture, config: SceneConfig) -> Scene:
 
 
 def capture_name(path: str | Path) -> str:
-    """The name of a capture for folders: that of its folder, also when a file in it was given."""
+    """The name of a capture for folders: that of its folder, also when a file in it was given; that of a video."""
     resolved = Path(path).expanduser().resolve()
-    return (resolved.parent if resolved.is_file() else resolved).name or "capture"
+    if resolved.suffix.lower() in VIDEO_SUFFIXES:
+        return resolved.stem
+    if resolved.is_file() or resolved.name.lower() in PLAIN_NAMES:
+        resolved = resolved.parent
+    return resolved.name or "capture"
 
 
 def begin(config: RunConfig, out: Path | None) -> tuple[Run, Scene]:

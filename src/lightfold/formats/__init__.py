@@ -75,7 +75,7 @@ def open_capture(path: str | Path, format: str = "auto") -> Capture:
 
 def _nothing_found(path: Path) -> str:
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return f"{path} is a video, and finding poses is not in this version yet; give a posed capture of its frames."
+        return f"{path} is a video: `lightfold poses {path}` makes a capture of it, `lightfold run {path}` does all."
     what = "folder holds nothing" if os.path.isdir(path) else "file is nothing"
     lines = "; ".join(f"{name}: {module.LOOKS_FOR}" for name, module in FORMATS.items())
     return f"The {what} that a capture is known by: {path}. Looked for {lines}."

@@ -1,0 +1,173 @@
+"""Meshes of the sample capture against its exact geometry, from the density field and from fused depth.
+
+The sample is made of known surfaces (examples/sample/make_sample.py), and rays are traced against them exactly. What
+the sixty cameras see of them inside the mesh's box is the truth: points, evenly thinned. Distances are measured both
+ways:
+
+    accuracy      from points spread evenly over the mesh to the nearest true point
+    completeness  from true points to the nearest point of the mesh
+    Chamfer       the mean of the two means, in percent of the longest side of the box that holds the truth
+
+A floater is a connected piece of which more than half lies farther than 2 % of that side from any true point.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from lightfold.export.mesh import Extracted, MeshOptions, extract_mesh
+from lightfold.export.surface import Mesh, face_vectors, pieces
+from lightfold.export.views import content_box, render_views
+from lightfold.run import Run
+
+from .measure import peak_bytes
+from .record import REPOSITORY, parser, recorded
+
+SAMPLE = REPOSITORY / "examples" / "sample"
+TRUTH_SIZE = (200, 150)
+POINTS = 200_000
+FAR = 0.02
+"""Share of the extent beyond which a piece of mesh belongs to nothing."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Distances in percent of the extent; floaters as a share of the mesh's area."""
+
+    chamfer: float
+    accuracy: float
+    completeness: float
+    accuracy_median: float
+    completeness_median: float
+    largest_floater: float
+    triangles: int
+
+
+def main() -> None:
+    """Train, or take a run that is there; extract in each way; compare."""
+    made = parser(__doc__)
+    made.add_argument("--run", type=Path, help="a run of the sample; default: one is trained")
+    made.add_argument("--minutes", type=float, help="training time; default 5, or 1 with --quick")
+    made.add_argument("--resolution", type=int, default=384)
+    options = made.parse_args()
+    minutes = options.minutes or (1.0 if options.quick else 5.0)
+    with recorded("mesh", options) as record:
+        run = Run.open(options.run) if options.run else trained(minutes)
+        method = run.method()
+        record.protocol |= {
+            "minutes": run.config.train.minutes,
+            "resolution": options.resolution,
+            "step": run.steps()[-1],
+        }
+        start = time.perf_counter()
+        views = render_views(method)
+        record.results["render_views_seconds"] = time.perf_counter() - start
+        truth = seen_truth(content_box(run.info, views).double(), run)
+        record.protocol["true_points"] = len(truth)
+        for source in ("density", "fusion"):
+            start = time.perf_counter()
+            found = extract_mesh(method, MeshOptions(source=source, resolution=options.resolution), views=views)
+            seconds = time.perf_counter() - start
+            score = compare(in_capture(found, run), truth)
+            record.results[source] = {"seconds": seconds, "notes": list(found.notes), **vars(score)}
+            print(f"{source}: Chamfer {score.chamfer:.3f} %, {score.triangles} triangles, {seconds:.1f} s", flush=True)
+        record.results["peak_bytes"] = peak_bytes()
+
+
+def trained(minutes: float) -> Run:
+    """A fresh run of the sample with the default method, by the command line as a user would."""
+    import tempfile
+
+    from lightfold.cli import main as command_line
+
+    folder = Path(tempfile.mkdtemp(prefix="lightfold-mesh-")) / "run"
+    words = ["train", "ngp", str(SAMPLE), "--minutes", str(minutes), "--out", str(folder)]
+    if command_line(words) != 0:
+        raise SystemExit("the training failed")
+    return Run.open(folder)
+
+
+def make_sample() -> ModuleType:
+    """examples/sample/make_sample.py as a module, which answers exact questions."""
+    name = "make_sample"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SAMPLE / "make_sample.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def seen_truth(box: torch.Tensor, run: Run) -> np.ndarray:
+    """[N, 3] metres: exact points that the cameras of the sample see inside a box [2, 3] of the scene frame."""
+    sample = make_sample()
+    found = []
+    for camera in sample.camera_walk(60):
+        small = camera.resized(*TRUTH_SIZE)
+        width, height = TRUTH_SIZE
+        grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
+        origin, direction = sample.pixel_rays(small, grid)
+        distance, _ = sample.scene_depth_normal(origin, direction)
+        hit = np.isfinite(distance)
+        found.append(origin + direction[hit] * distance[hit, None])
+    points = np.concatenate(found)
+    in_scene = run.info.scene_from_capture.apply(torch.from_numpy(points))
+    points = points[((in_scene >= box[0]) & (in_scene <= box[1])).all(dim=1).numpy()]
+    return thinned(points, POINTS)
+
+
+def thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """One point per cell of a grid, with the cells so small that about `most` remain: near surfaces count no more than
+    far ones, however many pixels they fill."""
+    low, high = 0.0, float(np.ptp(points, axis=0).max())
+    kept = points
+    for _ in range(20):
+        cell = 0.5 * (low + high)
+        _, first = np.unique(np.floor(points / cell).astype(np.int64), axis=0, return_index=True)
+        kept = points[np.sort(first)]
+        low, high = (cell, high) if len(kept) > most else (low, cell)
+        if abs(len(kept) - most) < 0.05 * most:
+            break
+    return kept
+
+
+def in_capture(found: Extracted, run: Run) -> Mesh:
+    return found.mesh.moved(run.info.scene_from_capture.inverse())
+
+
+def compare(mesh: Mesh, truth: np.ndarray) -> Score:
+    """Distances between a mesh and true points, both in metres."""
+    extent = float(np.ptp(truth, axis=0).max())
+    area = 0.5 * np.linalg.norm(face_vectors(mesh.vertices, mesh.faces), axis=1)
+    rng = np.random.default_rng(0)
+    face = rng.choice(len(area), size=POINTS, p=area / area.sum())
+    share = rng.dirichlet([1.0, 1.0, 1.0], size=POINTS)
+    points = np.einsum("nc,ncd->nd", share, mesh.vertices[mesh.faces[face]])
+    accuracy = cKDTree(truth).query(points)[0] / extent
+    completeness = cKDTree(points).query(truth)[0] / extent
+    piece = pieces(mesh)
+    count = np.bincount(piece[face], minlength=piece.max() + 1)
+    far = np.bincount(piece[face], weights=accuracy > FAR, minlength=piece.max() + 1)
+    floats = far > 0.5 * np.maximum(count, 1)
+    return Score(
+        chamfer=50 * float(accuracy.mean() + completeness.mean()),
+        accuracy=100 * float(accuracy.mean()),
+        completeness=100 * float(completeness.mean()),
+        accuracy_median=100 * float(np.median(accuracy)),
+        completeness_median=100 * float(np.median(completeness)),
+        largest_floater=float((count[floats] / POINTS).max()) if floats.any() else 0.0,
+        triangles=len(mesh.faces),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""lightfold poses FOOTAGE: from pictures to cameras, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from ..errors import CaptureError, ConfigError
+from ..footage.gather import gather, videos_in
+from ..footage.photos import PhotosConfig
+from ..footage.shots import load_footage
+from ..footage.video import VideoConfig
+from ..formats import VIDEO_SUFFIXES, open_capture
+from ..machine import usable_cores
+from ..poses.child import Progress
+from ..poses.config import PoseConfig
+from ..poses.page import write_quality
+from ..poses.quality import assess, rows
+from ..poses.solve import solve
+from ..poses.write import write_capture
+from . import console
+from .arguments import parse
+from .steps import Stopped, capture_name
+
+DESCRIPTION = """Find the camera poses of photos, a video or panoramas, and say how good they are.
+
+The result is a folder that every verb takes as a capture: transforms.json with the poses, pictures, points, the COLMAP
+model, and poses.html, which shows what was found and what to do about the rest. Run it again with the same --out to go
+on where it was stopped; what is finished is not done again. Exits with 2 when the poses must not be trained on."""
+
+
+@dataclass(frozen=True)
+class PosesArguments:
+    poses: OmitArgPrefixes[PoseConfig]
+    """How poses are found."""
+    photos: PhotosConfig
+    """How a folder of photos is read."""
+    video: VideoConfig
+    """How frames of a video are chosen."""
+    footage: Annotated[Positional[str], arg(metavar="FOOTAGE")] = ""
+    """Folder of photos or panoramas, a video; or a capture made before, to find its poses again."""
+    out: Path | None = None
+    """Folder of the capture. None: captures/NAME, with the name of the footage."""
+
+
+def main(words: list[str]) -> None:
+    """The verb."""
+    default = PosesArguments(PoseConfig(), PhotosConfig(), VideoConfig())
+    arguments = parse(PosesArguments, words, "poses", DESCRIPTION, default, flat=("poses",))
+    if not arguments.footage:
+        raise ConfigError("Say what to find the poses of: `lightfold poses FOOTAGE`; see `lightfold poses --help`.")
+    source = Path(arguments.footage).expanduser()
+    out = arguments.out or capture_folder(source)
+    try:
+        find_poses(source, out, arguments.poses, arguments.photos, arguments.video)
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"Stopped. Continue with:  lightfold poses {source} --out {out}") from stop
+
+
+def lacks_poses(path: Path, format: str) -> bool:
+    """Whether a path is footage whose poses are to be found: a video, or pictures none of which has a pose."""
+    if format not in ("auto", "photos") or not path.exists():
+        return False
+    if path.is_file():
+        return path.suffix.lower() in VIDEO_SUFFIXES
+    try:
+        return not any(frame.camera is not None for frame in open_capture(path, format).frames)
+    except CaptureError:
+        if videos_in(path):
+            return True
+        raise
+
+
+def capture_folder(source: Path) -> Path:
+    """Where the capture made of footage goes: captures/NAME, or the folder itself where it was made by this program."""
+    return source if (source / "footage.json").is_file() else Path("captures") / capture_name(source)
+
+
+def find_poses(
+    source: Path, out: Path, config: PoseConfig, photos: PhotosConfig, video: VideoConfig, accept_bad: bool = False
+) -> Path:
+    """Gather, solve, write and judge; returns the folder of the capture. What is finished is not done again.
+
+    Raises CaptureError when there are no poses, and, unless `accept_bad`, when there are none to be trained on.
+    """
+    config = replace(config, threads=config.threads or usable_cores())
+    with shown_progress() as progress:
+        if (source / "footage.json").is_file() and source.resolve() == out.resolve():
+            footage = load_footage(source)
+        else:
+            footage = gather(source, out, photos, video, progress)
+        solution = solve(footage, config, progress)
+        written = write_capture(footage, solution)
+    quality = assess(footage, solution)
+    report = write_quality(quality, footage.root)
+    shown = [*rows(quality), ("capture", str(written.parent)), ("report", str(report))]
+    bad = quality.verdict == "bad"
+    if not bad:
+        shown.append(("train", f"lightfold run {written.parent}"))
+    console.table(shown, title=f"{capture_name(source)}: {len(footage.shots)} pictures")
+    for note in (*footage.notes, *solution.notes):
+        console.remark(note)
+    if bad and not accept_bad:
+        raise CaptureError(
+            f"These poses are not to be trained on, for the reasons above; pictures are in {report}. To train on them "
+            f"all the same: lightfold train ngp {written.parent}"
+        )
+    return written.parent
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """One bar after the other, for each stage that is reported."""
+    with ExitStack() as stack:
+        shown: list[tuple[str, console.Report]] = []
+
+        def report(stage: str, done: int, total: int) -> None:
+            if not shown or shown[0][0] != stage:
+                stack.close()
+                shown[:] = [(stage, stack.enter_context(console.progress(stage)))]
+            shown[0][1](done, total)
+
+        yield report
