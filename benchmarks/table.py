@@ -227,6 +227,22 @@ ROWS = [
     Row(
         "a held-out lego view, 800x800, `ngp`", over_seeds("lego-120s", "seconds_per_view"), SECONDS, 3, 1, at_most=True
     ),
+    Row("fox, poses found anew: pictures of 50", number("poses", "fox", "registered"), "{:.0f}", 50),
+    Row(
+        "the same, median rotation off the reference",
+        number("poses", "fox", "errors", "rotation_degrees", "median"),
+        "{:.3f} degrees",
+        0.3,
+        at_most=True,
+    ),
+    Row(
+        "the same, median position off the reference, of the extent",
+        number("poses", "fox", "errors", "position_percent", "median"),
+        "{:.3f} %",
+        0.2,
+        at_most=True,
+    ),
+    Row("the same, from photos to poses", number("poses", "fox", "wall_seconds"), "{:.0f} s", 60, 35, at_most=True),
     Row("`lightfold --help`", number("start_up", "lightfold --help", "wall"), SECONDS, 1, at_most=True),
 ]
 """Everything promised, in the order of the page."""

@@ -82,8 +82,11 @@ def describe_capture(capture: Capture) -> tuple[str, Rows, list[str]]:
             rows.append((f"with {name}", str(count)))
     if capture.points is not None:
         rows.append(("3-D points", f"{len(capture.points.xyz):,}"))
+    if capture.metric:
+        rows.append(("unit", "metres"))
     rows += [("note", note) for note in capture.notes]
-    troubles = [] if len(posed) > 1 else ["no: fewer than two pictures have a pose, so it cannot be trained on yet"]
+    missing = f"no: fewer than two pictures have a pose; `lightfold poses {capture.root}` finds them"
+    troubles = [] if len(posed) > 1 else [missing]
     return f"{capture.root}: a capture", rows, troubles
 
 

@@ -65,8 +65,10 @@ def open_capture(path: str | Path, format: str = "auto") -> Capture:
     if not found:
         raise CaptureError(_nothing_found(path))
     capture: Capture = FORMATS[found[0]].read(path)
-    # Almost every capture holds pictures; only another set of poses is worth a remark.
-    others = [name for name in found[1:] if name != "photos"]
+    # Almost every capture holds pictures; only another set of poses is worth a remark. A capture that `lightfold poses`
+    # made keeps the model that its transforms.json was written from.
+    known = {"photos", "colmap"} if (path / "footage.json").is_file() else {"photos"}
+    others = [name for name in found[1:] if name not in known]
     if others:
         note = f"{path} can also be read as {' or '.join(others)}; it is read as {found[0]}."
         capture = replace(capture, notes=(*capture.notes, note))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pycolmap
@@ -22,6 +23,7 @@ from ..errors import CaptureError
 from ..footage.shots import Footage, Shot
 from .config import PoseConfig
 
+ResultT = TypeVar("ResultT")
 DEFAULT_FOCAL = 1.2
 """Focal length to start from where the header has none, in units of the longer side: a phone's main camera is wider,
 a standard lens is longer, and bundle adjustment finds its way from here for both."""
@@ -48,7 +50,7 @@ def extract(footage: Footage, database: Path, config: PoseConfig, progress: Call
             return index, *_features(local.extractor, footage.image(shot), footage.mask(shot), shot, config)
 
         with ThreadPoolExecutor(threads) as pool:
-            for done, (index, keypoints, descriptors) in enumerate(_ordered(pool, one, todo, 2 * threads), start=1):
+            for done, (index, keypoints, descriptors) in enumerate(in_order(pool, one, todo, 2 * threads), start=1):
                 data = pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, descriptors)
                 with pycolmap.DatabaseTransaction(opened):
                     opened.write_keypoints(index + 1, keypoints)
@@ -185,12 +187,9 @@ def _read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     return counts
 
 
-def _ordered(
-    pool: ThreadPoolExecutor,
-    function: Callable[[int], tuple[int, NDArray[np.float32], NDArray[np.uint8]]],
-    items: list[int],
-    ahead: int,
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.uint8]]]:
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[int], ResultT], items: list[int], ahead: int
+) -> Iterator[ResultT]:
     """pool.map that keeps only `ahead` results waiting, so that memory does not grow with the set."""
     waiting = iter(items)
     futures = [pool.submit(function, item) for item in islice(waiting, ahead)]

@@ -11,10 +11,9 @@ belongs to the crop whose axis is nearest, and only that one's features count.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from ..footage import panorama
 from ..footage.shots import Footage, Shot
 from ..images import UNREADABLE, decode
 from .config import PoseConfig
-from .features import extraction_options, write_shots
+from .features import extraction_options, in_order, write_shots
 
 LAYOUT = panorama.LAYOUTS["4"]
 """A belt about the horizon, 80 degrees high where crops meet. Above it are ceilings and sky, below it the operator."""
@@ -75,7 +74,7 @@ def extract(footage: Footage, database: Path, config: PoseConfig, progress: Call
 
         threads = config.threads or 1
         with ThreadPoolExecutor(threads) as pool:
-            for done, (index, (keypoints, descriptors)) in enumerate(_in_order(pool, one, todo, 2 * threads), start=1):
+            for done, (index, (keypoints, descriptors)) in enumerate(in_order(pool, one, todo, 2 * threads), start=1):
                 data = pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, descriptors)
                 with pycolmap.DatabaseTransaction(opened):
                     opened.write_keypoints(index + 1, keypoints)
@@ -156,19 +155,3 @@ def _read_mask(path: Path, shot: Shot) -> NDArray[np.bool_]:
         return panorama.read_mask(path, shot.width, shot.height)
     except UNREADABLE as error:
         raise CaptureError(f"The mask {path} cannot be read ({error}). Replace it or delete it.") from error
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[int], tuple[int, Features]], items: list[int], ahead: int
-) -> Iterator[tuple[int, Features]]:
-    """pool.map with at most `ahead` results waiting, so that memory does not grow with the set."""
-    waiting = iter(items)
-    futures: list[Future[tuple[int, Features]]] = [pool.submit(function, item) for item in islice(waiting, ahead)]
-    try:
-        while futures:
-            result = futures.pop(0).result()
-            futures += [pool.submit(function, item) for item in islice(waiting, 1)]
-            yield result
-    finally:
-        for future in futures:
-            future.cancel()

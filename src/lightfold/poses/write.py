@@ -24,7 +24,7 @@ def read_model(footage: Footage, solution: Solution) -> Capture:
     known = [i for i, frame in enumerate(capture.frames) if frame.name in order]
     capture = capture.select(sorted(known, key=lambda i: order[capture.frames[i].name]))
     up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    return replace(capture, root=footage.root, up=up)
+    return replace(capture, root=footage.root, up=up, metric=solution.metric)
 
 
 def write_capture(footage: Footage, solution: Solution) -> Path:
