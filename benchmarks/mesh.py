@@ -1,8 +1,8 @@
 """Meshes of the sample capture against its exact geometry, from the density field and from fused depth.
 
 The sample is made of known surfaces (examples/sample/make_sample.py), and rays are traced against them exactly. What
-the sixty cameras see of them inside the mesh's box is the truth: points, evenly thinned. Distances are measured both
-ways:
+at least three training cameras see of them inside the mesh's box is the truth: points, evenly thinned. Distances are
+measured both ways:
 
     accuracy      from points spread evenly over the mesh to the nearest true point
     completeness  from true points to the nearest point of the mesh
@@ -22,6 +22,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from lightfold.export.mesh import Extracted, MeshOptions, extract_mesh
@@ -35,6 +36,8 @@ from .record import REPOSITORY, parser, recorded
 SAMPLE = REPOSITORY / "examples" / "sample"
 TRUTH_SIZE = (200, 150)
 POINTS = 200_000
+SEEN = 3
+"""Training cameras that must see a true point: what fewer see, no method can place."""
 FAR = 0.02
 """Share of the extent beyond which a piece of mesh belongs to nothing."""
 
@@ -108,21 +111,30 @@ def make_sample() -> ModuleType:
 
 
 def seen_truth(box: torch.Tensor, run: Run) -> np.ndarray:
-    """[N, 3] metres: exact points that the cameras of the sample see inside a box [2, 3] of the scene frame."""
+    """[N, 3] metres: exact points inside a box [2, 3] of the scene frame that enough training cameras see."""
     sample = make_sample()
-    found = []
-    for camera in sample.camera_walk(60):
-        small = camera.resized(*TRUTH_SIZE)
-        width, height = TRUTH_SIZE
-        grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
-        origin, direction = sample.pixel_rays(small, grid)
+    width, height = TRUTH_SIZE
+    grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
+    found, farthest, cameras = [], [], []
+    walk = sample.camera_walk(60)
+    for index in run.info.train:
+        camera = walk[int(Path(run.info.names[index]).stem) - 1].resized(*TRUTH_SIZE)
+        origin, direction = sample.pixel_rays(camera, grid)
         distance, _ = sample.scene_depth_normal(origin, direction)
         hit = np.isfinite(distance)
         found.append(origin + direction[hit] * distance[hit, None])
+        farthest.append(ndimage.maximum_filter(distance.reshape(height, width), 3))
+        cameras.append(camera)
     points = np.concatenate(found)
     in_scene = run.info.scene_from_capture.apply(torch.from_numpy(points))
-    points = points[((in_scene >= box[0]) & (in_scene <= box[1])).all(dim=1).numpy()]
-    return thinned(points, POINTS)
+    points = thinned(points[((in_scene >= box[0]) & (in_scene <= box[1])).all(dim=1).numpy()], POINTS)
+    count = np.zeros(len(points), dtype=int)
+    for camera, depth in zip(cameras, farthest, strict=True):
+        xy, inside = sample.project(camera, points)
+        column, row = xy.astype(int).clip(0, [width - 1, height - 1]).T
+        distance = np.linalg.norm(points - camera.world_from_camera[:3, 3], axis=1)
+        count += inside & (distance <= 1.01 * depth[row, column])
+    return points[count >= SEEN]
 
 
 def thinned(points: np.ndarray, most: int) -> np.ndarray:
