@@ -118,3 +118,20 @@ def test_photos_become_a_capture_that_opens(shared_data, tmp_path, capsys):
         "footage.json",
         "colmap",
     }
+
+
+def test_what_lacks_poses(tmp_path: Path) -> None:
+    """Photos, videos, and pictures that only gathering can read; not what is no footage at all."""
+    for folder, name in (("raw", "a.CR3"), ("clip", "b.mp4")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+        assert verb.lacks_poses(tmp_path / folder, "auto")
+    assert verb.lacks_poses(tmp_path / "clip" / "b.mp4", "auto")
+    assert not verb.lacks_poses(tmp_path / "clip" / "b.mp4", "colmap")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaptureError, match="is empty"):
+        verb.lacks_poses(tmp_path / "empty", "auto")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    with pytest.raises(CaptureError, match="holds no photos, no video"):
+        verb.lacks_poses(tmp_path / "notes", "auto")

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..errors import CaptureError, ConfigError
 from ..footage.gather import gather, videos_in
-from ..footage.photos import PhotosConfig
+from ..footage.photos import PhotosConfig, find_photos
 from ..footage.shots import load_footage
 from ..footage.video import VideoConfig
 from ..formats import VIDEO_SUFFIXES, open_capture
@@ -71,7 +71,8 @@ def lacks_poses(path: Path, format: str) -> bool:
     try:
         return not any(frame.camera is not None for frame in open_capture(path, format).frames)
     except CaptureError:
-        if videos_in(path):
+        # Videos, HEIC and raw files are footage, and no capture.
+        if videos_in(path) or find_photos(path, []):
             return True
         raise
 

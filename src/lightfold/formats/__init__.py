@@ -78,6 +78,9 @@ def open_capture(path: str | Path, format: str = "auto") -> Capture:
 def _nothing_found(path: Path) -> str:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return f"{path} is a video: `lightfold poses {path}` makes a capture of it, `lightfold run {path}` does all."
-    what = "folder holds nothing" if os.path.isdir(path) else "file is nothing"
-    lines = "; ".join(f"{name}: {module.LOOKS_FOR}" for name, module in FORMATS.items())
-    return f"The {what} that a capture is known by: {path}. Looked for {lines}."
+    known = ", ".join(name for name in FORMATS if name != "photos")
+    if not os.path.isdir(path):
+        return f"{path} is neither a video nor a capture of a known format ({known})."
+    if not any(path.iterdir()):
+        return f"The folder {path} is empty."
+    return f"{path} holds no photos, no video, and no capture of a known format ({known})."
