@@ -131,7 +131,7 @@ def seen_truth(box: torch.Tensor, run: Run) -> np.ndarray:
     count = np.zeros(len(points), dtype=int)
     for camera, depth in zip(cameras, farthest, strict=True):
         xy, inside = sample.project(camera, points)
-        column, row = xy.astype(int).clip(0, [width - 1, height - 1]).T
+        column, row = np.nan_to_num(xy).clip(0, [width - 1, height - 1]).astype(int).T
         distance = np.linalg.norm(points - camera.world_from_camera[:3, 3], axis=1)
         count += inside & (distance <= 1.01 * depth[row, column])
     return points[count >= SEEN]

@@ -66,7 +66,7 @@ class ExportArguments:
     """mesh: a texture from the field's own pictures, or from the photographs."""
     texture_size: int = 4096
     """mesh: pixels on a side of the texture."""
-    least_piece: float = 0.002
+    least_piece: float = 0.0002
     """mesh: connected pieces below this share of the whole surface are dropped; 0 keeps all."""
     only_seen: bool = True
     """mesh: drop what no training camera sees."""

@@ -44,7 +44,8 @@ class MeshOptions:
     level: density per scene unit at which the surface is; None: found from the data (density only).
     box: [2, 3] lower and upper corner in the scene frame; None: what was captured (`content_box`).
     triangles: at most so many; None: as many as there are.
-    least_piece: connected pieces below this share of the whole area are dropped.
+    least_piece: connected pieces below this share of the whole area are dropped. It is small, because views judge
+        better than size does: floors and distant walls fall into many true pieces.
     only_seen: drop what no training camera sees.
     """
 
@@ -53,7 +54,7 @@ class MeshOptions:
     level: float | None = None
     box: Tensor | None = None
     triangles: int | None = None
-    least_piece: float = 0.002
+    least_piece: float = 0.0002
     only_seen: bool = True
 
 
