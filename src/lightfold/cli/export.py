@@ -130,6 +130,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     b_from_scene = frame_of(run, arguments)
     if arguments.what == "cameras":
         return _cameras(run, arguments, b_from_scene)
+    _need_libraries(arguments)
     with _stages() as progress:
         from ..export.views import render_views
 
@@ -137,6 +138,22 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
         views = render_views(method, arguments.views, arguments.side, progress)
         make = {"mesh": _mesh, "points": _points, "volume": _volume}[arguments.what]
         return make(run, method, views, arguments, b_from_scene, progress)
+
+
+def _need_libraries(arguments: ExportArguments) -> None:
+    """Say that a library is missing before anybody has waited for the work that it is needed for."""
+    if arguments.what == "mesh" and arguments.texture != "none":
+        from ..export.texture import xatlas_module
+
+        xatlas_module()
+    if arguments.what == "mesh" and (arguments.texture != "none" or arguments.triangles is not None):
+        from ..export.surface import thinning_module
+
+        thinning_module()
+    if arguments.what == "volume" and arguments.out is not None and arguments.out.suffix.lower() == ".vdb":
+        from ..export.volume import openvdb_module
+
+        openvdb_module()
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def write_page(
         "elevation": elevation,
         "distance": distance,
         # Points as large as the gaps between them, on a surface of about the box's own area.
-        "spacing": 3.0 * radius / math.sqrt(max(len(local), 1)),
+        "spacing": 2.5 * radius / math.sqrt(max(len(local), 1)),
     }
     text = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     # The page's own script is full of dollar signs, so only the names given here are replaced.

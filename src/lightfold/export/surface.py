@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -133,16 +135,21 @@ def inside_box(vertices: np.ndarray, faces: np.ndarray, box: np.ndarray) -> np.n
     return inside[faces].all(axis=1)
 
 
-def thinned(mesh: Mesh, triangles: int) -> Mesh:
-    """About the same surface with at most `triangles` faces. Raises RunError when the library is not installed."""
-    if len(mesh.faces) <= triangles:
-        return mesh
+def thinning_module() -> ModuleType:
+    """The library that takes triangles away; RunError where it is not installed."""
     try:
-        import fast_simplification
+        return import_module("fast_simplification")
     except ImportError as error:
         raise RunError(
             'Fewer triangles need the package fast-simplification: `pip install "lightfold[mesh]"`.'
         ) from error
+
+
+def thinned(mesh: Mesh, triangles: int) -> Mesh:
+    """About the same surface with at most `triangles` faces. Raises RunError when the library is not installed."""
+    if len(mesh.faces) <= triangles:
+        return mesh
+    fast_simplification = thinning_module()
     # It computes in float32: around the middle of the mesh no digit is lost.
     middle = mesh.vertices.mean(axis=0)
     points, faces = fast_simplification.simplify(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -26,13 +28,7 @@ def textured(mesh: Mesh, views: Sequence[Seen], size: int, slack: float, progres
 
     Vertices on a cut are doubled, so their number grows. Raises RunError when xatlas is not installed.
     """
-    try:
-        import xatlas
-    except ImportError as error:
-        raise RunError(
-            'A texture needs the package xatlas: `pip install "lightfold[mesh]"`, or leave --texture away and have '
-            "coloured vertices."
-        ) from error
+    xatlas = xatlas_module()
     if progress is not None:
         progress("unwrapping", 0, 1)
     atlas = xatlas.Atlas()
@@ -62,6 +58,17 @@ def textured(mesh: Mesh, views: Sequence[Seen], size: int, slack: float, progres
         )
         picture = picture.reshape(size, size, 3)[nearest[0], nearest[1]]
     return replace(mesh, texture=picture.reshape(size, size, 3))
+
+
+def xatlas_module() -> ModuleType:
+    """The library that cuts a surface into charts; RunError where it is not installed."""
+    try:
+        return import_module("xatlas")
+    except ImportError as error:
+        raise RunError(
+            'A texture needs the package xatlas: `pip install "lightfold[mesh]"`, or leave --texture away and have '
+            "coloured vertices."
+        ) from error
 
 
 def texels(corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,8 +8,11 @@ box         [2, 3] float64: the grid's lower and upper corner in the frame, wher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,17 +108,19 @@ def corners(volume: Volume) -> np.ndarray:
     return np.stack([at.min(axis=0), at.max(axis=0)])
 
 
+def openvdb_module() -> ModuleType:
+    """OpenVDB's Python module, under its new name or its old one; RunError where there is neither."""
+    for name in ("openvdb", "pyopenvdb"):
+        with suppress(ImportError):
+            return import_module(name)
+    raise RunError(
+        "A .vdb needs OpenVDB's Python module, which pip does not have; Blender brings it, and so does "
+        "`conda install -c conda-forge openvdb`. Without it, write .npz."
+    )
+
+
 def _write_vdb(volume: Volume, path: Path) -> None:
-    try:
-        import openvdb
-    except ImportError:
-        try:
-            import pyopenvdb as openvdb
-        except ImportError as error:
-            raise RunError(
-                "A .vdb needs OpenVDB's Python module, which pip does not have; Blender brings it, and so does "
-                "`conda install -c conda-forge openvdb`. Without it, write .npz."
-            ) from error
+    openvdb = openvdb_module()
     # OpenVDB multiplies row vectors: index @ matrix.
     matrix = np.eye(4)
     matrix[:3, :3], matrix[3, :3] = volume.frame_from_grid[:, :3].T, volume.frame_from_grid[:, 3]
