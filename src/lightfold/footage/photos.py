@@ -13,7 +13,6 @@ import errno
 import hashlib
 import importlib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -47,9 +46,10 @@ from ..formats.frames import (
     read_header,
 )
 from ..formats.photos import NOT_PHOTOS, guess_lens
+from . import gathered
 from .masks import LARGEST_PIXELS, UNREADABLE, Mask, Masks, Unusable, patient_pillow, save_mask, upright
 from .sharpness import LONG_SIDE, reduced_grey, sharpness
-from .shots import Footage, Shot, load_footage
+from .shots import Footage, Shot
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -130,10 +130,11 @@ def gather_photos(
     with patient_pillow():
         masks = Masks(path, config.mask)
         fingerprint = _fingerprint(path, names, masks, config)
-        finished = _finished(out, fingerprint)
+        finished = gathered.finished(out, fingerprint)
         if finished is not None:
             return finished
-        _make_room(out)
+        gathered.refuse_foreign(out, [path])
+        gathered.make_room(out, [path])
         notes: list[str] = []
         photos = list(_look_at_all(path, names, dropped, progress))
         photos, kind = _one_kind(photos, config, dropped, notes)
@@ -158,7 +159,7 @@ def gather_photos(
     notes += masks.notes(len(names))
     footage = Footage(out, kind, ordered, tuple(shots), tuple(dropped), tuple(notes))
     footage.save()
-    _write_marker(out, fingerprint)
+    gathered.mark(out, [path], fingerprint)
     return footage
 
 
@@ -615,39 +616,3 @@ def _fingerprint(root: Path, names: Sequence[str], masks: Masks, config: PhotosC
             entry = (str(file), status.st_size, status.st_mtime_ns)
             digest.update(repr(entry).encode("utf-8", "surrogateescape"))
     return f"photos {digest.hexdigest()}"
-
-
-def _finished(out: Path, fingerprint: str) -> Footage | None:
-    """The footage of an earlier run if it was made of the same and is still there."""
-    try:
-        if json.loads((out / "gather.json").read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
-            return None
-        footage = load_footage(out)
-    except (OSError, ValueError, KeyError, TypeError, CaptureError):
-        return None
-    paths = [path for shot in footage.shots for path in (footage.image(shot), footage.mask(shot)) if path is not None]
-    return footage if all(path.is_file() for path in paths) else None
-
-
-def _make_room(out: Path) -> None:
-    """Remove the pictures of an earlier gathering. Raises CaptureError when `out` has pictures of someone else."""
-    for folder in (out / "images", out / "masks"):
-        with suppress(OSError):
-            if not (out / "gather.json").is_file() and any(folder.iterdir()):
-                raise CaptureError(
-                    f"{folder} holds files that were not put there by this program; choose another folder for the "
-                    "capture, so that nothing is overwritten."
-                )
-    with suppress(CaptureError, OSError):
-        earlier = load_footage(out)
-        for shot in earlier.shots:
-            for path in (earlier.image(shot), earlier.mask(shot)):
-                if path is not None:
-                    path.unlink(missing_ok=True)
-    # Says whose folder this is before the first picture comes, so that an interrupted gathering can start again.
-    _write_marker(out, "unfinished")
-
-
-def _write_marker(out: Path, fingerprint: str) -> None:
-    with whole_file(out / "gather.json") as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")

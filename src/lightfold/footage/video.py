@@ -11,7 +11,6 @@ frames than places to fill, and the wait is shorter than the video.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -35,7 +34,7 @@ from ..cameras import Lens
 from ..errors import CaptureError, ConfigError
 from ..files import whole_file
 from ..formats.frames import Names
-from . import choice, motion, tonemap
+from . import choice, gathered, motion, tonemap
 from .choice import Choice
 from .clip import (
     Beginnings,
@@ -52,7 +51,7 @@ from .clip import (
 from .fisheye import Stitch, read_hugin, stitch, stitching
 from .sharpness import LONG_SIDE, sharpness
 from .sheet import Curves, save_sheet
-from .shots import Footage, Shot, load_footage
+from .shots import Footage, Shot
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -117,10 +116,10 @@ def gather_videos(
     _check(config)
     paths, out = [Path(os.path.realpath(Path(path).expanduser())) for path in paths], Path(out).expanduser()
     fingerprint = _fingerprint(paths, config)
-    finished = _finished(out, fingerprint)
+    finished = gathered.finished(out, fingerprint)
     if finished is not None:
         return finished
-    _refuse_foreign(out)
+    gathered.refuse_foreign(out, paths)
     scans, dropped = _scan_all(paths, config, progress)
     choices = [
         choice.choose(scan.time, scan.sharpness, scan.position, count)
@@ -129,7 +128,7 @@ def gather_videos(
     kept = sum(len(chosen.indices) for chosen in choices)
     if kept < 2:
         raise CaptureError(_too_few(scans[0]))
-    _make_room(out)
+    gathered.make_room(out, paths)
     shots: list[Shot] = []
     thumbnails: list[tuple[Image.Image, float]] = []
     notes: list[str] = []
@@ -151,7 +150,7 @@ def gather_videos(
     kind = "panoramas" if scans[0].look.panorama else "video"
     footage = Footage(out, kind, True, tuple(shots), tuple(dropped), tuple(notes))
     footage.save()
-    _write_marker(out, fingerprint)
+    gathered.mark(out, paths, fingerprint)
     return footage
 
 
@@ -539,42 +538,3 @@ def _fingerprint(paths: Sequence[Path], config: VideoConfig) -> str:
             entry: Any = (str(path), status.st_size, status.st_mtime_ns)
             digest.update(repr(entry).encode("utf-8", "surrogateescape"))
     return f"video {digest.hexdigest()}"
-
-
-def _finished(out: Path, fingerprint: str) -> Footage | None:
-    """The footage of an earlier run if it was made of the same and is still there."""
-    try:
-        if json.loads((out / "gather.json").read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
-            return None
-        footage = load_footage(out)
-    except (OSError, ValueError, KeyError, TypeError, CaptureError):
-        return None
-    paths = [path for shot in footage.shots for path in (footage.image(shot), footage.mask(shot)) if path is not None]
-    return footage if all(path.is_file() for path in paths) else None
-
-
-def _refuse_foreign(out: Path) -> None:
-    """CaptureError when `out` has pictures that this program did not put there."""
-    for folder in (out / "images", out / "masks"):
-        with suppress(OSError):
-            if not (out / "gather.json").is_file() and any(folder.iterdir()):
-                raise CaptureError(
-                    f"{folder} holds files that were not put there by this program; choose another folder for the "
-                    "capture, so that nothing is overwritten."
-                )
-
-
-def _make_room(out: Path) -> None:
-    """Remove the pictures of an earlier gathering, and say whose folder this is before the first new one comes."""
-    with suppress(CaptureError, OSError):
-        earlier = load_footage(out)
-        for shot in earlier.shots:
-            for path in (earlier.image(shot), earlier.mask(shot)):
-                if path is not None:
-                    path.unlink(missing_ok=True)
-    _write_marker(out, "unfinished")
-
-
-def _write_marker(out: Path, fingerprint: str) -> None:
-    with whole_file(out / "gather.json") as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
