@@ -10,6 +10,7 @@ import pytest
 from lightfold.cli import main
 from lightfold.cli import poses as verb
 from lightfold.errors import CaptureError
+from lightfold.footage import gathered
 from lightfold.footage.shots import Footage, Shot
 
 
@@ -135,3 +136,17 @@ def test_what_lacks_poses(tmp_path: Path) -> None:
     (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(CaptureError, match="holds no photos, no video"):
         verb.lacks_poses(tmp_path / "notes", "auto")
+
+
+def test_footage_of_the_same_name_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture is never written over by other footage, and is found again by its own."""
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / "a" / "walk", tmp_path / "b" / "walk"
+    for folder in (first, second):
+        (folder / "images").mkdir(parents=True)
+    assert verb.capture_folder(first) == Path("captures/walk")
+    gathered.mark(Path("captures/walk"), [first / "images"], "photos 1")
+    assert verb.capture_folder(first) == verb.capture_folder(first / "images") == Path("captures/walk")
+    assert verb.capture_folder(second) == Path("captures/walk-2")
+    with pytest.raises(CaptureError, match="is the capture of"):
+        gathered.refuse_foreign(Path("captures/walk"), [second])

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..errors import CaptureError, ConfigError
+from ..footage import gathered
 from ..footage.gather import gather, videos_in
 from ..footage.photos import PhotosConfig, find_photos
 from ..footage.shots import load_footage
@@ -78,8 +79,19 @@ def lacks_poses(path: Path, format: str) -> bool:
 
 
 def capture_folder(source: Path) -> Path:
-    """Where the capture made of footage goes: captures/NAME, or the folder itself where it was made by this program."""
-    return source if (source / "footage.json").is_file() else Path("captures") / capture_name(source)
+    """Where the capture made of footage goes: captures/NAME, with a number behind it where that is of other footage; or
+    the folder itself where it was made by this program."""
+    if (source / "footage.json").is_file():
+        return source
+    whole = source.resolve()
+    same = {gathered.name_of([whole]), gathered.name_of([whole / "images"])}
+    if whole.is_dir():
+        same.add(gathered.name_of(videos_in(whole)))
+    number, folder = 1, Path("captures") / capture_name(source)
+    while folder.exists() and gathered.source_of(folder) not in same:
+        number += 1
+        folder = Path("captures") / f"{capture_name(source)}-{number}"
+    return folder
 
 
 def find_poses(
