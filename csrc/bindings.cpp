@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,6 +27,18 @@ namespace nb = nanobind;
 using namespace lf;
 
 namespace {
+
+// What every kernel call holds. The pool has one scratch memory for callers, so of Python threads that call together (a
+// viewer, a video in the background) one waits for the other; the interpreter's lock is let go meanwhile, and taken again
+// only after the kernels', so neither can wait for the other in a circle.
+struct Exclusive {
+  nb::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock{mutex()};
+  static std::mutex& mutex() {
+    static std::mutex* one = new std::mutex();
+    return *one;
+  }
+};
 
 typedef uintptr_t Address;
 typedef std::vector<Address> Addresses;
@@ -98,40 +111,40 @@ template <class T>
 void bind(nb::module_& m, const char* suffix) {
   auto name = [&](const char* base) { return std::string(base) + suffix; };
   m.def(name("hash_encode").c_str(), [](const HashSpec& spec, Address table, Address x, int64_t n, Address out) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     kernels<T>().hash_encode(workers(), spec, at<T>(table), at<T>(x), n, at<T>(out));
   });
   m.def(name("hash_encode_backward").c_str(),
         [](const HashSpec& spec, Address table, Address x, int64_t n, Address d_out, Address d_table, Address d_x) {
-          nb::gil_scoped_release release;
+          Exclusive exclusive;
           kernels<T>().hash_encode_backward(workers(), spec, at<T>(table), at<T>(x), n, at<T>(d_out), at<T>(d_table), at<T>(d_x));
         });
   m.def(name("mlp").c_str(), [](const std::vector<int>& widths, const Addresses& weights, Address x, int64_t n, Address out) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     auto w = all<const T>(weights);
     kernels<T>().mlp(workers(), int(w.size()), widths.data(), w.data(), at<T>(x), n, at<T>(out));
   });
   m.def(name("mlp_backward").c_str(), [](const std::vector<int>& widths, const Addresses& weights, Address x, int64_t n,
                                          Address d_out, const Addresses& d_weights, Address d_x) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     auto w = all<const T>(weights);
     auto dw = all<T>(d_weights);
     kernels<T>().mlp_backward(workers(), int(w.size()), widths.data(), w.data(), at<T>(x), n, at<T>(d_out), dw.data(), at<T>(d_x));
   });
   m.def(name("spherical_harmonics").c_str(), [](Address direction, int64_t n, Address out) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     kernels<T>().spherical_harmonics(at<T>(direction), n, at<T>(out));
   });
   m.def(name("composite").c_str(), [](Address sigma, Address rgb, Address t0, Address t1, Address offset, int64_t rays,
                                       Address weight, Address colour, Address opacity, Address depth) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     kernels<T>().composite(workers(), at<T>(sigma), at<T>(rgb), at<T>(t0), at<T>(t1), at<int64_t>(offset), rays, at<T>(weight),
                            at<T>(colour), at<T>(opacity), at<T>(depth));
   });
   m.def(name("composite_backward").c_str(),
         [](Address sigma, Address rgb, Address t0, Address t1, Address offset, int64_t rays, Address weight, Address opacity,
            Address d_weight, Address d_colour, Address d_opacity, Address d_depth, Address d_sigma, Address d_rgb) {
-          nb::gil_scoped_release release;
+          Exclusive exclusive;
           kernels<T>().composite_backward(workers(), at<T>(sigma), at<T>(rgb), at<T>(t0), at<T>(t1), at<int64_t>(offset), rays,
                                           at<T>(weight), at<T>(opacity), at<T>(d_weight), at<T>(d_colour), at<T>(d_opacity),
                                           at<T>(d_depth), at<T>(d_sigma), at<T>(d_rgb));
@@ -139,27 +152,27 @@ void bind(nb::module_& m, const char* suffix) {
   m.def(name("march").c_str(),
         [](int cascades, int size, Address bits, int64_t rays, Address origin, Address direction, Address near, Address far,
            uint64_t seed, double step, double cone, int most, Address t, Address dt, Address count) {
-          nb::gil_scoped_release release;
+          Exclusive exclusive;
           RayArgs<T> r{rays, at<T>(origin), at<T>(direction), at<T>(near), at<T>(far), nullptr, seed};
           kernels<T>().march(workers(), GridShape{cascades, size}, at<uint64_t>(bits), r, step, cone, most, at<T>(t), at<T>(dt),
                              at<int32_t>(count));
         });
   m.def(name("adam").c_str(), [](Address value, Address gradient, Address first, Address second, int64_t n, int64_t step, double lr,
                                  double beta1, double beta2, double eps, double weight_decay, bool sparse, Address touched) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     AdamArgs args{lr, beta1, beta2, eps, weight_decay, step, sparse};
     kernels<T>().adam(workers(), args, at<T>(value), at<T>(gradient), at<T>(first), at<T>(second), n, at<uint8_t>(touched));
   });
   m.def(name("scatter_trail").c_str(), [](const HashSpec& spec, Address trail, size_t stride, Address trail_count, int tasks,
                                           double factor, Address d_table, Address touched) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     kernels<T>().scatter_trail(workers(), spec, at<T>(trail), stride, at<int32_t>(trail_count), tasks, T(factor), at<T>(d_table),
                                at<uint8_t>(touched));
   });
   m.def(name("density").c_str(),
         [](const HashSpec& spec, Address table, bool unbounded, double shift, const std::vector<int>& widths,
            const Addresses& weights, Address points, int64_t n, Address out) {
-          nb::gil_scoped_release release;
+          Exclusive exclusive;
           auto field = field_args<T>(spec, table, unbounded, shift, widths, weights, {}, {});
           kernels<T>().density(workers(), field, at<T>(points), n, at<T>(out));
         });
@@ -172,7 +185,7 @@ void bind(nb::module_& m, const char* suffix) {
            Address out_depth, Address evaluated, Address kept, Address target, int loss, double huber, double distortion,
            Address trail, size_t trail_stride, Address trail_count, Address gradient, Address loss_sum, const Addresses& d_density,
            const Addresses& d_colour) {
-          nb::gil_scoped_release release;
+          Exclusive exclusive;
           auto field = field_args<T>(spec, table, unbounded, shift, density_width, density, colour_width, colour);
           RayArgs<T> r{rays, at<T>(origin), at<T>(direction), at<T>(near), at<T>(far), at<T>(background), seed};
           TraceArgs t{GridShape{cascades, size}, Occupancy{at<uint64_t>(bits), nullptr}, at<float>(peak), step, cone, most, stop, keep};
@@ -217,12 +230,12 @@ NB_MODULE(_core, m) {
   bind<float>(m, "_f32");
   bind<double>(m, "_f64");
   m.def("grid_decay", [](int cascades, int size, Address peak, Address bits, float decay, Address threshold) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     chosen()->grid_decay(workers(), GridShape{cascades, size}, at<float>(peak), at<uint64_t>(bits), decay, at<float>(threshold));
   });
   m.def("grid_raise", [](int cascades, int size, Address peak, Address bits, Address points, Address density, int64_t n,
                          Address threshold, Address allowed) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     chosen()->grid_raise(GridShape{cascades, size}, at<float>(peak), at<uint64_t>(bits), at<float>(points), at<float>(density), n,
                          at<float>(threshold), at<uint64_t>(allowed));
   });
@@ -241,12 +254,12 @@ NB_MODULE(_core, m) {
     throw std::invalid_argument("this machine has no kernels called '" + name + "'");
   });
   m.def("set_threads", [](int count) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     Pool::instance().set_count(count);
   });
   m.def("threads", [] { return Pool::instance().count(); });
   m.def("measure_gflops", [](double seconds) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     typedef std::chrono::steady_clock Clock;
     double best = 0;
     for (auto begin = Clock::now(); std::chrono::duration<double>(Clock::now() - begin).count() < seconds;) {

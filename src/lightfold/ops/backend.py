@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +16,8 @@ _reference = False
 _core: ModuleType | None = None
 _threads = 0
 _own_threads = 0
+_inside = 0
+_counting = threading.Lock()
 
 
 @contextmanager
@@ -35,17 +38,23 @@ def own_threads() -> Iterator[None]:
     """Inside, the kernels keep all threads and PyTorch computes with one.
 
     A training step's tensors are too small to share out, and PyTorch's OpenMP threads spin for a while after each
-    parallel region, on the cores that the kernels want.
+    parallel region, on the cores that the kernels want. The count is the process's, so the last of several threads to
+    leave gives it back.
     """
-    global _own_threads
-    before, count = _own_threads, torch.get_num_threads()
-    _own_threads = before or count
-    torch.set_num_threads(1)
+    global _own_threads, _inside
+    with _counting:
+        _inside += 1
+        if _inside == 1:
+            _own_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
     try:
         yield
     finally:
-        _own_threads = before
-        torch.set_num_threads(count)
+        with _counting:
+            _inside -= 1
+            if _inside == 0:
+                torch.set_num_threads(_own_threads)
+                _own_threads = 0
 
 
 def reference_wanted() -> bool:
