@@ -119,6 +119,12 @@ void bind(nb::module_& m, const char* suffix) {
           Exclusive exclusive;
           kernels<T>().hash_encode_backward(workers(), spec, at<T>(table), at<T>(x), n, at<T>(d_out), at<T>(d_table), at<T>(d_x));
         });
+  m.def(name("hash_encode_second").c_str(), [](const HashSpec& spec, Address table, Address x, int64_t n, Address d_out, Address v,
+                                               Address d_d_out, Address d_table, Address d_x) {
+    nb::gil_scoped_release release;
+    kernels<T>().hash_encode_second(workers(), spec, at<T>(table), at<T>(x), n, at<T>(d_out), at<T>(v), at<T>(d_d_out),
+                                    at<T>(d_table), at<T>(d_x));
+  });
   m.def(name("mlp").c_str(), [](const std::vector<int>& widths, const Addresses& weights, Address x, int64_t n, Address out) {
     Exclusive exclusive;
     auto w = all<const T>(weights);

@@ -62,7 +62,7 @@ class Sphere:
         self.with_normals = with_normals
         self.rendered: list[Camera] = []
 
-    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+    def render(self, camera: Camera, background: Tensor | None = None, crop: object = None) -> Image:
         self.rendered.append(camera)
         rays = camera.rays(camera.pixel_grid())
         along = -(rays.origin * rays.direction).sum(dim=1)

@@ -1,6 +1,6 @@
 """Camera paths in files: the JSON that nerfstudio's viewer, its Blender add-on and this project's viewer write.
 
-    {"camera_type": "perspective" | "fisheye" | "equirectangular",
+    {"camera_type": "perspective" | "fisheye" | "equirectangular" | "omnidirectional" | "vr180",
      "render_width": 1920, "render_height": 1080, "fps": 24, "seconds": 4.0,
      "camera_path": [{"camera_to_world": [16 numbers, row by row], "fov": vertical degrees, "aspect": 1.78}, ...],
      "frame": "capture" | "scene"}
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .scene import SceneInfo
 
 LENSES = {"perspective": Lens.PINHOLE, "fisheye": Lens.OPENCV_FISHEYE, "equirectangular": Lens.EQUIRECTANGULAR}
+TWO_EYES = ("omnidirectional", "vr180")
+"""The camera types of nerfstudio's Blender add-on that are panoramas for two eyes: whole ones, and front halves."""
 LARGEST_SIDE = 16384
 DEFAULT_FPS = 24.0
 
@@ -44,6 +46,8 @@ class CameraPath:
     fps: float
     notes: tuple[str, ...] = ()
     """What the file asks for and will not get."""
+    eyes: str = ""
+    """Of `TWO_EYES`, where the file asks for such pictures. The cameras of vr180 are whole panoramas, twice as wide."""
 
 
 def camera_path_json(path: Path | str, info: SceneInfo, capture_from_path: Similarity | None = None) -> CameraPath:
@@ -52,19 +56,28 @@ def camera_path_json(path: Path | str, info: SceneInfo, capture_from_path: Simil
     capture_from_path: where the file's coordinates lie in the capture's; it overrides the file's `frame`. Size falls
     back to the training views', the frame rate to frames / seconds or 24. Raises CaptureError with one sentence.
     """
-    path = Path(path)
-    data = _json_object(path)
+    return camera_path_of(_json_object(Path(path)), info, str(path), capture_from_path)
+
+
+def camera_path_of(
+    data: dict[str, Any], info: SceneInfo, path: str, capture_from_path: Similarity | None = None
+) -> CameraPath:
+    """The same from the file's contents; `path` is what its sentences call it."""
     shots = data.get("camera_path")
     if not isinstance(shots, list) or not shots:
         hint = " It has keyframes only; save it from the viewer's render tab." if data.get("keyframes") else ""
         raise CaptureError(f"The camera path {path} has no list 'camera_path' with at least one camera in it.{hint}")
     kind = data.get("camera_type", "perspective")
-    if not isinstance(kind, str) or kind not in LENSES:
+    kind = kind.lower() if isinstance(kind, str) else kind
+    if not isinstance(kind, str) or kind not in (*LENSES, *TWO_EYES):
         raise CaptureError(
-            f"The camera path {path} asks for the camera_type {str(kind)[:40]!r}; known are {', '.join(LENSES)}."
+            f"The camera path {path} asks for the camera_type {str(kind)[:40]!r}; known are "
+            f"{', '.join((*LENSES, *TWO_EYES))}."
         )
-    lens = LENSES[kind]
+    lens = LENSES.get(kind, Lens.EQUIRECTANGULAR)
     width = _side(data, "render_width", path, info.cameras[0].width)
+    # Of half a panorama, a quarter is cut off at each side.
+    width = 2 * (width + width % 2) if kind == "vr180" else width
     height = _side(data, "render_height", path, info.cameras[0].height)
     if lens is Lens.EQUIRECTANGULAR:
         focal = [(width / (2 * math.pi), height / math.pi)] * len(shots)
@@ -87,12 +100,19 @@ def camera_path_json(path: Path | str, info: SceneInfo, capture_from_path: Simil
     elif frame == "capture":
         cameras = cameras.transformed(info.scene_from_capture)
     notes = ("The crop box of the camera path is not applied.",) if data.get("crop") else ()
-    return CameraPath(cameras.to(torch.float32), _fps(data, len(shots), path), notes)
+    eyes = kind if kind in TWO_EYES else ""
+    return CameraPath(cameras.to(torch.float32), _fps(data, len(shots), path), notes, eyes)
 
 
 def write_camera_path(path: Path | str, cameras: Camera, info: SceneInfo, fps: float = DEFAULT_FPS) -> None:
     """Write a batch [n] of scene cameras as a camera-path file in capture coordinates, whole or not at all."""
-    path = Path(path)
+    with whole_file(Path(path)) as partial:
+        text = json.dumps(camera_path_data(cameras, info, fps), indent=1, allow_nan=False)
+        partial.write_text(text, encoding="utf-8")
+
+
+def camera_path_data(cameras: Camera, info: SceneInfo, fps: float = DEFAULT_FPS) -> dict[str, Any]:
+    """What such a file holds, for a batch [n] of scene cameras."""
     names = {lens: name for name, lens in LENSES.items()} | {Lens.SIMPLE_PINHOLE: "perspective"}
     if cameras.lens not in names or bool((cameras.distortion != 0).any()):
         raise ValueError(f"cameras: expected {', '.join(LENSES)} without distortion, got {cameras.lens.value}")
@@ -103,7 +123,7 @@ def write_camera_path(path: Path | str, cameras: Camera, info: SceneInfo, fps: f
     matrices[:, 3, 3] = 1.0
     fov = torch.rad2deg(2 * torch.atan(0.5 * cameras.height / cameras.intrinsics[:, 1].double()))
     aspect = cameras.width / cameras.height
-    data = {
+    return {
         "camera_type": names[cameras.lens],
         "render_width": cameras.width,
         "render_height": cameras.height,
@@ -115,8 +135,6 @@ def write_camera_path(path: Path | str, cameras: Camera, info: SceneInfo, fps: f
             for matrix, angle in zip(matrices, fov.tolist(), strict=True)
         ],
     }
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def capture_from_nerfstudio(path: Path | str, original_from_capture: Similarity | None = None) -> Similarity:
@@ -183,7 +201,7 @@ def _rotation(matrix: Tensor, where: str) -> Tensor:
     return left @ right
 
 
-def _pose(shot: object, i: int, path: Path) -> Tensor:
+def _pose(shot: object, i: int, path: str) -> Tensor:
     """world_from_cam [3, 4] with OpenCV axes."""
     where = f"'camera_to_world' of camera {i} in {path}"
     if not isinstance(shot, dict):
@@ -195,7 +213,7 @@ def _pose(shot: object, i: int, path: Path) -> Tensor:
     return torch.cat([_rotation(matrix[:3, :3], where) * flip, matrix[:3, 3:]], dim=1)
 
 
-def _focal(shot: object, data: dict[str, Any], i: int, height: int, path: Path) -> float:
+def _focal(shot: object, data: dict[str, Any], i: int, height: int, path: str) -> float:
     """Pixels, from the vertical field of view; nerfstudio uses the same focal length for its fisheye."""
     own = shot.get("fov") if isinstance(shot, dict) else None
     fov = _number(data.get("default_fov", 50.0) if own is None else own, f"'fov' of camera {i} in {path}")
@@ -204,7 +222,7 @@ def _focal(shot: object, data: dict[str, Any], i: int, height: int, path: Path) 
     return 0.5 * height / math.tan(0.5 * math.radians(fov))
 
 
-def _side(data: dict[str, Any], key: str, path: Path, default: int) -> int:
+def _side(data: dict[str, Any], key: str, path: str, default: int) -> int:
     value = data.get(key)
     number = float(default) if value is None else _number(value, f"'{key}' of {path}")
     if not 1 <= number <= LARGEST_SIDE:
@@ -212,7 +230,7 @@ def _side(data: dict[str, Any], key: str, path: Path, default: int) -> int:
     return round(number)
 
 
-def _fps(data: dict[str, Any], frames: int, path: Path) -> float:
+def _fps(data: dict[str, Any], frames: int, path: str) -> float:
     seconds = data.get("seconds")
     if data.get("fps") is not None:
         fps = _number(data["fps"], f"'fps' of {path}")

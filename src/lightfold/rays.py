@@ -106,6 +106,33 @@ class Samples:
         return rays.origin[self.ray] + self.middle[:, None] * rays.direction[self.ray]
 
 
+@dataclass(frozen=True, eq=False)
+class Box:
+    """A box of any place, size and direction, to look at a part of the scene."""
+
+    box_from_world: Tensor
+    """[3, 4] affine: the box is what it maps into the cube [-1, 1]^3."""
+
+    @classmethod
+    def of(cls, centre: Tensor, rotation: Tensor, size: Tensor) -> Box:
+        """From its centre [3], the rotation world_from_box [3, 3] and the lengths of its sides [3], all positive."""
+        linear = rotation.T * (2.0 / size)[:, None]
+        return cls(torch.cat([linear, -(linear @ centre)[:, None]], dim=1))
+
+    def span(self, rays_origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [R] at which rays [R, 3] enter and leave the box; they leave before they enter if they miss it.
+
+        Slabs: a ray is inside all three pairs of walls from its last entry to its first exit.
+        """
+        affine = self.box_from_world.to(direction)
+        origin = rays_origin @ affine[:, :3].T + affine[:, 3]
+        along = direction @ affine[:, :3].T
+        # A direction of exactly 0 could give 0 / 0; a tiny one gives huge distances of the right signs.
+        along = torch.where(along.abs() < 1e-12, 1e-12, along)
+        one, other = (-1 - origin) / along, (1 - origin) / along
+        return torch.minimum(one, other).amax(dim=-1), torch.maximum(one, other).amin(dim=-1)
+
+
 def _one_per_stratum(rows: int, n: int, rng: torch.Generator | None, like: Tensor) -> Tensor:
     """[rows, n] increasing numbers of [0, 1), one in each n-th part: uniform in it, or its middle without a
     generator."""
@@ -154,17 +181,32 @@ def sample_pdf(edges: Tensor, weights: Tensor, m: int, rng: torch.Generator | No
             f"got {list(edges.shape)} and {list(weights.shape)}"
         )
     with torch.no_grad():
-        total = weights.sum(-1, keepdim=True)
-        mass = torch.where(total > 0, weights, torch.ones_like(weights))
-        cumulative = torch.cumsum(mass, -1)
-        # x / x is one exactly, and bins without weight after the last that has some keep that one exactly.
-        cdf = torch.cat([torch.zeros_like(total), cumulative / cumulative[:, -1:]], dim=-1)
-        u = _one_per_stratum(edges.shape[0], m, rng, edges).contiguous()
-        upper = torch.searchsorted(cdf, u, right=True).clamp_(1, weights.shape[1])
-        cdf0, cdf1 = cdf.gather(1, upper - 1), cdf.gather(1, upper)
-        edge0, edge1 = edges.gather(1, upper - 1), edges.gather(1, upper)
-        share = (u - cdf0) / (cdf1 - cdf0).clamp_min(torch.finfo(edges.dtype).tiny)
-        return torch.lerp(edge0, edge1, share.clamp(0.0, 1.0))
+        return inverse_cdf(edges, weights, _one_per_stratum(edges.shape[0], m, rng, edges))
+
+
+def inverse_cdf(edges: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """Where the step function that `weights` is has the share u of its mass before it.
+
+    A bin without weight never holds an answer; a ray whose weights are all zero is taken as if they were equal.
+
+    Args:
+        edges: ends of the bins [R, n + 1], increasing.
+        weights: mass of each bin [R, n], not negative; need not sum to one.
+        u: [R, m] shares in [0, 1).
+
+    Returns:
+        positions [R, m], increasing where u is.
+    """
+    total = weights.sum(-1, keepdim=True)
+    mass = torch.where(total > 0, weights, torch.ones_like(weights))
+    cumulative = torch.cumsum(mass, -1)
+    # x / x is one exactly, and bins without weight after the last that has some keep that one exactly.
+    cdf = torch.cat([torch.zeros_like(total), cumulative / cumulative[:, -1:]], dim=-1)
+    upper = torch.searchsorted(cdf, u.contiguous(), right=True).clamp_(1, weights.shape[1])
+    cdf0, cdf1 = cdf.gather(1, upper - 1), cdf.gather(1, upper)
+    edge0, edge1 = edges.gather(1, upper - 1), edges.gather(1, upper)
+    share = (u - cdf0) / (cdf1 - cdf0).clamp_min(torch.finfo(edges.dtype).tiny)
+    return torch.lerp(edge0, edge1, share.clamp(0.0, 1.0))
 
 
 def ndc_rays(rays: Rays, focal: float, width: int, height: int, near: float = 1.0) -> Rays:

@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,9 +41,31 @@ PATIENCE = 5
 """Steps in a row whose loss is not finite before the last good state is restored."""
 RETREATS = 3
 """Restored states after which the training gives up."""
+SUMMED = ("rays", "samples", "kept", "mse")
+"""Statistics of a step that are added up, or of no interest by themselves; others are gauges, logged as they stand."""
 
 
-def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress: bool = True) -> None:
+class Onlooker(Protocol):
+    """Somebody who watches a training, such as the viewer. Its time does not count, and it changes nothing."""
+
+    def turn(self, step: int, fraction: float, save: Callable[[], None]) -> None:
+        """Called between steps: `step` are done, `fraction` of the budget. `save` writes a checkpoint of this step."""
+
+    def pausing(self) -> bool:
+        """While True, no step is taken, and `turn` is called again and again."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of metrics, as metrics.jsonl has it."""
+
+
+def train(
+    run: Run,
+    scene: Scene,
+    method: Method,
+    config: TrainConfig,
+    progress: bool = True,
+    onlooker: Onlooker | None = None,
+) -> None:
     """Train `method` on `scene` to the end of the budget, continuing from the run's newest checkpoint if it has one.
 
     Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. Ctrl-C ends the step, saves, and
@@ -50,7 +73,7 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
     """
     optim = Adam(method.groups())
     budget = Budget(config, method.config.steps)
-    log = Log(run, scene, method, config, budget, progress)
+    log = Log(run, scene, method, config, budget, progress, onlooker)
     memory = Memory(run, method, optim, budget)
     ctrl_c = CtrlC()
     step = memory.recall()
@@ -78,6 +101,9 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
                     with budget.paused():
                         log.write(step)
                         memory.save_if_due(step)
+                if onlooker is not None:
+                    with budget.paused():
+                        show(onlooker, step, budget.fraction(step), memory, ctrl_c)
     except KeyboardInterrupt:
         if not ctrl_c.torn:
             with budget.paused():
@@ -89,6 +115,15 @@ def train(run: Run, scene: Scene, method: Method, config: TrainConfig, progress:
         log.close(step)
     log.finish()
     memory.save(step)
+
+
+def show(onlooker: Onlooker, step: int, fraction: float, memory: Memory, ctrl_c: CtrlC) -> None:
+    """Give the onlooker its turn, and more of them while it wants the training to pause."""
+    while True:
+        onlooker.turn(step, fraction, lambda: memory.save(step))
+        if not onlooker.pausing():
+            return
+        ctrl_c.obey()
 
 
 class CtrlC:
@@ -248,9 +283,16 @@ class Log:
     INTERVAL = 5.0
 
     def __init__(
-        self, run: Run, scene: Scene, method: Method, config: TrainConfig, budget: Budget, progress: bool
+        self,
+        run: Run,
+        scene: Scene,
+        method: Method,
+        config: TrainConfig,
+        budget: Budget,
+        progress: bool,
+        onlooker: Onlooker | None,
     ) -> None:
-        self.run, self.scene, self.method, self.budget = run, scene, method, budget
+        self.run, self.scene, self.method, self.budget, self.onlooker = run, scene, method, budget, onlooker
         self.eval_every = config.eval_every
         views = scene.info.test or scene.info.train
         self.views = list(views[:: max(1, len(views) // 4)])[:4]
@@ -319,6 +361,7 @@ class Log:
         }
         if len(self.terms) > 1:
             row |= {f"loss_{name}": float(term.detach()) for name, term in self.terms.items()}
+        row |= {name: value for name, value in self.method.stats.items() if name not in SUMMED}
         self._row(step, row)
         text = (
             f"step {step}  loss {row['loss']:.5f}  psnr {row['train_psnr']:.2f}"
@@ -337,6 +380,8 @@ class Log:
 
     def _row(self, step: int, row: dict[str, Any]) -> None:
         self.run.log_metrics({"step": step} | row)
+        if self.onlooker is not None:
+            self.onlooker.row({"step": step} | row)
         if self.board is None:
             # Imported late: it takes longer than the first seconds of training are worth.
             from torch.utils.tensorboard import SummaryWriter

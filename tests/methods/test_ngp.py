@@ -17,7 +17,7 @@ from lightfold.methods.base import step_generator
 from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.optim import Adam
 
-SMALL = NGPConfig(
+SMALL = NGPConfig(ramp=0, table_lr=2e-2, 
     steps=400, levels=4, features=4, log2_rows=12, base=8, finest=128, finest_bounded=64, width=16, geometry=8,
     batch=3072, samples=16, step=0.03, grid=32, cascades=4, probes=2000, table_lr=3e-2,
 )  # fmt: skip
@@ -229,3 +229,8 @@ class TestEdges:
         alpha = model.render(panorama(side=24)).alpha
         assert alpha[12, 24] > 0.9
         assert alpha[:, :6].max() < 0.1 and alpha[:, -6:].max() < 0.1
+
+
+def test_the_batch_grows_over_the_ramp(ball: PaintedBall) -> None:
+    model = model_of(ball, replace(SMALL, ramp=100))
+    assert [model._batch(step) / SMALL.batch for step in (0, 50, 100, 1000)] == [0.25, 0.625, 1.0, 1.0]

@@ -28,6 +28,7 @@ VERBS = {
     "mask": "make simple masks for photos: a circle, rectangles, a colour, the nadir of panoramas",
     "train": "train a method on a capture, or go on with a run that was interrupted",
     "eval": "score a run on held-out views, with pictures of truth, rendering, error and depth",
+    "view": "look at a run, or at a capture's cameras, in a browser: fly, compare, make paths and videos, export",
     "render": "render a video or stills from a run: orbit, spiral, a flight, held-out views, a camera-path file",
     "export": "take a mesh, points, cameras or a volume out of a run",
     "info": "say what a capture, a run or a checkpoint is, and whether it is healthy",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from ..viewer.jobs import MARK, PROGRESS_LINES
 
 
 class Report(Protocol):
@@ -48,6 +53,9 @@ def table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
 def progress(title: str) -> Iterator[Report]:
     """A progress bar on standard error with an ETA; where that is not a terminal, one line that says what is begun."""
     shown = Console(stderr=True, highlight=False)
+    if PROGRESS_LINES in os.environ:
+        yield _lines(title)
+        return
     if not shown.is_terminal:
         shown.print(Text(f"{title} ..."), soft_wrap=True)
         yield lambda done, total: None
@@ -66,6 +74,22 @@ def progress(title: str) -> Iterator[Report]:
             bars.update(task, completed=done, total=total)
 
         yield report
+
+
+def _lines(title: str) -> Report:
+    """Progress as lines for another program, at most a few of them per second."""
+    written = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal written
+        now = time.monotonic()
+        if now - written > 0.2 or done >= total:
+            written = now
+            sys.stderr.write(f"{MARK}{done}\t{total}\t{title}\n")
+            sys.stderr.flush()
+
+    report(0, 1)
+    return report
 
 
 class _Remarks(logging.Handler):

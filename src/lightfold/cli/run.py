@@ -23,6 +23,7 @@ from .eval import evaluate_run, scores
 from .poses import capture_folder, find_poses, lacks_poses
 from .render import fly
 from .train import DEFAULT_METHOD, anchored
+from .view import Watch, WatchArguments, watching
 
 ModelT = TypeVar("ModelT")
 DESCRIPTION = """Find the camera poses of photos, a video or panoramas, train on them, score held-out views, and write a
@@ -40,6 +41,8 @@ class RunArguments(Generic[ModelT]):
     """How the capture becomes a scene."""
     model: ModelT
     """The method's own options."""
+    watch: OmitArgPrefixes[WatchArguments]
+    """How the training can be watched."""
     poses: PoseConfig
     """How poses are found, of footage that has none."""
     photos: PhotosConfig
@@ -85,7 +88,8 @@ def main(words: list[str]) -> None:
         run, scene = steps.begin(config, arguments.out)
     console.say(f"The run is in {run.path}")
     try:
-        finish(run, scene, arguments.video_seconds, arguments.video_side)
+        with watching(arguments.watch, run, scene) as watch:
+            finish(run, scene, arguments.video_seconds, arguments.video_side, watch)
     except KeyboardInterrupt as stop:
         raise steps.Stopped(f"Stopped. Continue with:  lightfold run {run.path}") from stop
 
@@ -112,15 +116,17 @@ def parse_run(words: Sequence[str]) -> RunArguments[Any]:
         elif word.startswith("--method="):
             method = word.partition("=")[2]
     cls, model = lookup(method)
-    options = (TrainConfig(), SceneConfig(), model, PoseConfig(), PhotosConfig(), VideoConfig())
+    options = (TrainConfig(), SceneConfig(), model, WatchArguments(), PoseConfig(), PhotosConfig(), VideoConfig())
     default = RunArguments(*options, method=method)
     description = DESCRIPTION.format(method=method)
-    return parse(RunArguments[cls.Config], words, "run", description, default, flat=("train",))  # type: ignore[name-defined]
+    return parse(RunArguments[cls.Config], words, "run", description, default, flat=("train", "watch"))  # type: ignore[name-defined]
 
 
-def finish(run: Run, scene: Scene, video_seconds: float, video_side: int) -> None:
+def finish(run: Run, scene: Scene, video_seconds: float, video_side: int, watch: Watch | None = None) -> None:
     """Everything from training to the summary, without what is finished."""
-    steps.train(run, scene)
+    steps.train(run, scene, None if watch is None else watch.begin)
+    if watch is not None:
+        watch.training_ended()
     result = evaluate_run(run, scene) if scene.info.test else {}
     video = fly(run, seconds=video_seconds, side=video_side) if video_seconds > 0 else None
     report = write_report(run.path)
@@ -129,8 +135,11 @@ def finish(run: Run, scene: Scene, video_seconds: float, video_side: int) -> Non
     if video is not None:
         rows.append(("video", str(video)))
     rows += [
+        ("look at it", f"lightfold view {run.path}"),
         ("another video", f"lightfold render {run.path} --path interpolate"),
         ("train longer", f"lightfold run {run.path} --minutes 15"),
         ("what is in it", f"lightfold info {run.path}"),
     ]
     console.table(rows, title=f"{steps.capture_name(run.config.capture)}, {run.config.method}")
+    if watch is not None:
+        watch.stay()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..config import RunConfig, TrainConfig
 from ..errors import CaptureError, ConfigError, RunError
 from ..formats import FORMATS, VIDEO_SUFFIXES, open_capture
 from ..methods import method_class
+from ..methods.base import Method
 from ..run import Run, is_run, next_folder
 from ..scene import Scene, SceneConfig, load_scene
 from . import console
@@ -112,12 +114,13 @@ def resume(run: Run) -> tuple[Run, Scene]:
     return run, scene_of(run)
 
 
-def train(run: Run, scene: Scene) -> None:
-    """Train a run to the end of its budget, from its newest good checkpoint if it has one."""
+def train(run: Run, scene: Scene, watch: Callable[[Method], trainer.Onlooker] | None = None) -> None:
+    """Train a run to the end of its budget, from its newest good checkpoint if it has one. `watch` makes an onlooker of
+    the method."""
     torch.manual_seed(run.config.train.seed)
     method = method_class(run.config.method.partition(":")[0])(run.config.model, run.info)
     try:
-        trainer.train(run, scene, method, run.config.train)
+        trainer.train(run, scene, method, run.config.train, onlooker=None if watch is None else watch(method))
     except KeyboardInterrupt:
         raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}") from None
     finally:

@@ -16,6 +16,7 @@ from ..run import Run, is_run
 from ..scene import SceneConfig
 from . import console, steps
 from .arguments import parse
+from .view import WatchArguments, watching
 
 ModelT = TypeVar("ModelT")
 DEFAULT_METHOD = next(iter(METHODS))
@@ -36,6 +37,8 @@ class TrainArguments(Generic[ModelT]):
     """How the capture becomes a scene."""
     model: ModelT
     """The method's own options."""
+    watch: OmitArgPrefixes[WatchArguments]
+    """How the training can be watched."""
     what: Annotated[Positional[str], arg(metavar="METHOD[:PRESET]")] = ""
     """Method and preset, such as ngp or ngp:fast; or a run folder, to go on with it."""
     capture: Annotated[Positional[str], arg(metavar="CAPTURE")] = ""
@@ -58,8 +61,15 @@ def main(words: list[str]) -> None:
     else:
         run, scene = steps.begin(run_config(arguments), arguments.out)
     console.say(f"The run is in {run.path}")
-    steps.train(run, scene)
-    console.say(f"Score it:   lightfold eval {run.path}\nA video:    lightfold render {run.path}")
+    with watching(arguments.watch, run, scene) as watch:
+        steps.train(run, scene, None if watch is None else watch.begin)
+        console.say(
+            f"Look at it: lightfold view {run.path}\nScore it:   lightfold eval {run.path}\n"
+            f"A video:    lightfold render {run.path}"
+        )
+        if watch is not None:
+            watch.training_ended()
+            watch.stay()
 
 
 def parse_training(words: Sequence[str]) -> TrainArguments[Any]:
@@ -73,9 +83,9 @@ def parse_training(words: Sequence[str]) -> TrainArguments[Any]:
 
 def _parse_as(method: str, words: Sequence[str]) -> TrainArguments[Any]:
     cls, model = lookup(method)
-    default = TrainArguments(TrainConfig(), SceneConfig(), model)
+    default = TrainArguments(TrainConfig(), SceneConfig(), model, WatchArguments())
     description = DESCRIPTION.format(method=method, methods=", ".join(METHODS))
-    return parse(TrainArguments[cls.Config], words, "train", description, default, flat=("train",))  # type: ignore[name-defined]
+    return parse(TrainArguments[cls.Config], words, "train", description, default, flat=("train", "watch"))  # type: ignore[name-defined]
 
 
 def run_config(arguments: TrainArguments[Any]) -> RunConfig:
@@ -113,7 +123,7 @@ def anchored(scene: SceneConfig) -> SceneConfig:
 def only_budget(arguments: TrainArguments[Any]) -> None:
     """Raises ConfigError when options were given that a begun run cannot change."""
     _, model = lookup(DEFAULT_METHOD)
-    plain = TrainArguments(arguments.train, SceneConfig(), model, what=arguments.what)
+    plain = TrainArguments(arguments.train, SceneConfig(), model, arguments.watch, what=arguments.what)
     for name in ("scene", "model", "out", "format"):
         if getattr(arguments, name) != getattr(plain, name):
             raise ConfigError(

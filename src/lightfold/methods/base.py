@@ -1,16 +1,17 @@
-"""What every method is: parameters with schedules, a loss, a picture."""
+"""What every method is: parameters with schedules, a loss, a picture; and what some can be asked beyond that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..cameras import Camera, DirectionTable, Lens
 from ..optim import Adam, Group
+from ..rays import Box
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -92,12 +93,45 @@ class Method(nn.Module):
         """Weighted loss terms of one batch. All randomness comes from `rng`, which the trainer seeds from the step."""
         raise TypeError(f"{type(self).__name__} must define loss()")
 
-    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+    def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         """Picture from a single camera of any lens, without gradients, in bounded memory.
 
-        `background` is a colour [3]; None means the scene's own, or black.
+        `background` is a colour [3]; None means the scene's own, or black. Outside `crop` nothing is seen.
         """
         raise TypeError(f"{type(self).__name__} must define render()")
 
     def after_step(self, step: int, optim: Adam) -> None:
         """Called when the parameters have moved: densify, prune, refresh a grid."""
+
+
+# --- what only some methods can be asked ----------------------------------------------------------------------------
+#
+# A method has an ability when it has functions of these names: `isinstance(method, HasDensity)` asks. Points are given
+# in scene coordinates as [N, 3] float32, and answers come without gradients.
+
+
+@runtime_checkable
+class HasDensity(Protocol):
+    """A method whose matter can be asked for at a point."""
+
+    def density_at(self, points: Tensor) -> Tensor:
+        """Optical density [N] >= 0 per scene unit; 0 wherever the method's own pictures skip."""
+
+
+@runtime_checkable
+class HasOccupancy(HasDensity, Protocol):
+    """A method that knows, before its density is computed, where there is none."""
+
+    cell: float
+    """The smallest distance over which `occupied_at` may change, in scene units: probes closer than it miss nothing."""
+
+    def occupied_at(self, points: Tensor) -> Tensor:
+        """[N] bool, False where the density is known to be 0."""
+
+
+@runtime_checkable
+class HasDistance(Protocol):
+    """A method whose surface is where a signed distance is zero, as in NeuS (Wang et al. 2021)."""
+
+    def sdf_at(self, points: Tensor) -> Tensor:
+        """Signed distance [N] to the surface in scene units, positive outside. A learnt one is nearly a distance."""

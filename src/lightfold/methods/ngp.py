@@ -4,7 +4,7 @@
                                     [geometry, harmonics(d)]  ->  colour network  ->  c
     picture = sum of w_i c_i along the ray, over samples in occupied cells (`ops.radiance`)
 
-What differs from the paper, because a CPU is the target: few rays and many steps (a batch of some 12 thousand
+What differs from the paper, because a CPU is the target: few rays and many steps (a batch of some 25 thousand
 samples, where a GPU wants 2^18); eight levels of four features, which halve the table look-ups;
 the "line" layout of the table; and, for unbounded captures, contracted coordinates (mip-NeRF 360) under an occupancy
 pyramid in straight ones, so that the background needs no larger table.
@@ -23,7 +23,9 @@ from ..cameras import Camera
 from ..errors import ConfigError
 from ..fields import OccupancyGrid
 from ..ops import HashGrid, Radiance, Tracing
+from ..ops.march import cell_of
 from ..optim import Adam, Group, constant, exponential_after
+from ..rays import Box
 from .base import Image, Method, earlier, ray_chunks
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 class NGPConfig:
     """Options of `ngp`."""
 
-    steps: int = 30_000
+    steps: int = 20_000
     """Steps of a full training."""
     levels: int = 8
     """Levels of the hash grid."""
@@ -52,8 +54,10 @@ class NGPConfig:
     """Width of the hidden layers."""
     geometry: int = 16
     """Outputs of the density network, density among them; a multiple of 8."""
-    batch: int = 12_288
+    batch: int = 24_576
     """Samples per step to aim at: the number of rays adapts to it, as rays that meet little matter cost little."""
+    ramp: int = 1500
+    """Steps over which the batch grows from a quarter to the whole: many small steps at first, fewer exact ones later."""
     samples: int = 24
     """Most samples per ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
     step: float = 0.005
@@ -72,7 +76,7 @@ class NGPConfig:
     """Optical thickness of a cell from which it counts as occupied."""
     shift: float = 1.0
     """Density is exp(raw + shift): where training starts between fog and emptiness."""
-    table_lr: float = 2e-2
+    table_lr: float = 2.5e-2
     """Learning rate of the hash table."""
     network_lr: float = 1e-2
     """Learning rate of the networks."""
@@ -91,7 +95,7 @@ class NGPConfig:
         for name, least, most in (
             ("steps", 1, 10**9), ("levels", 1, 32), ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18),
             ("finest_bounded", 16, 2**18), ("width", 8, 256), ("geometry", 8, 64), ("batch", 64, 2**22),
-            ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0), ("cone", 0.0, 1.0),
+            ("ramp", 0, 10**9), ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0), ("cone", 0.0, 1.0),
             ("grid", 16, 256), ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
             ("shift", -10.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
             ("final_lr", 1e-6, 1.0), ("huber", 0.0, 10.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
@@ -114,9 +118,17 @@ class NGP(Method):
     Config = NGPConfig
     PRESETS: ClassVar[dict[str, NGPConfig]] = {
         "": NGPConfig(),
-        "fast": NGPConfig(steps=10_000, log2_rows=15),
-        # Finer and slower: behind `ngp` for the first minutes on two cores, ahead of it from then on.
-        "big": NGPConfig(steps=40_000, log2_rows=19, finest_bounded=2048, batch=24_576, step_bounded=0.005),
+        "fast": NGPConfig(steps=7_500, log2_rows=15),
+        # Finer and slower: behind `ngp` for the first minute on two cores, ahead of it from then on. A table of eight
+        # times the rows wants larger batches, or Adam's pass over what a step has touched costs a quarter of the step.
+        "big": NGPConfig(
+            steps=20_000,
+            log2_rows=19,
+            finest_bounded=2048,
+            batch=65_536,
+            step_bounded=0.005,
+            table_lr=3e-2,
+        ),
     }
     BLOCK = 16
     """Batches drawn from the scene at a time, and steps between two updates of the occupancy grid."""
@@ -136,7 +148,7 @@ class NGP(Method):
         self.colour = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
         self.occupancy = OccupancyGrid(info, c.grid, c.cascades, c.thickness)
         self.register_buffer("widen", torch.ones(()))
-        self.register_buffer("rays", torch.tensor(self._whole_groups(c.batch / c.samples)))
+        self.register_buffer("rays", torch.tensor(self._whole_groups(self._batch(0) / c.samples)))
         self.register_buffer("_per_ray", torch.tensor(float(c.samples)))
         self.step, self.cone = (c.step_bounded, 0.0) if info.bounded else (c.step, c.cone)
         # The table's gradient is accumulated in place and cleared line by line, never swept (see `ops.train_rays`).
@@ -237,9 +249,14 @@ class NGP(Method):
         self.widen.fill_(min(max(float(self.widen) * change, 1.0), 8.0))
         self._per_ray += 0.1 * (per_ray - self._per_ray)
         if step % self.BLOCK == self.BLOCK - 1:
-            self.rays.fill_(self._whole_groups(c.batch / max(float(self._per_ray), 1.0)))
+            self.rays.fill_(self._whole_groups(self._batch(step) / max(float(self._per_ray), 1.0)))
             rng = torch.Generator().manual_seed(step)
             self.occupancy.update(lambda points: ops.density_at(self.field(), points), c.probes, rng)
+
+    def _batch(self, step: int) -> float:
+        """Samples to aim at, at a step."""
+        grown = 0.25 + 0.75 * step / self.config.ramp if self.config.ramp else 1.0
+        return self.config.batch * min(grown, 1.0)
 
     @staticmethod
     def _whole_groups(rays: float) -> int:
@@ -248,7 +265,7 @@ class NGP(Method):
 
     @torch.no_grad()
     @ops.own_threads()
-    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+    def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         """Picture of any camera, in chunks of rows."""
         height, width = camera.height, camera.width
         colour = torch.zeros(3) if background is None else background.float()
@@ -259,12 +276,37 @@ class NGP(Method):
         near = self.info.near_for(camera)
         for part, origin, direction in ray_chunks(camera, 1 << 16):
             n = len(origin)
-            bounds = torch.full((n,), near), torch.full((n,), self.info.far)
-            picture = ops.render_rays(field, tracing, origin, direction, *bounds, colour.expand(n, 3).contiguous())
+            begin, end = torch.full((n,), near), torch.full((n,), self.info.far)
+            if crop is not None:
+                enter, leave = crop.span(origin, direction)
+                begin, end = torch.maximum(begin, enter), torch.minimum(end, leave)
+            picture = ops.render_rays(field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous())
             rgb[part], alpha[part] = picture.rgb.clamp(0, 1), picture.opacity
             depth[part] = torch.where(picture.opacity > 1e-3, picture.depth / picture.opacity.clamp(min=1e-3), 0)
         shape = (height, width)
         return Image(rgb.view(*shape, 3), alpha.view(shape), depth.view(shape))
+
+    @property
+    def cell(self) -> float:
+        """Width of the finest occupancy cells (see `base.HasOccupancy`)."""
+        return 2.0 / self.occupancy.size
+
+    @torch.no_grad()
+    def occupied_at(self, points: Tensor) -> Tensor:
+        """[N] bool: points [N, 3] that lie in occupied cells."""
+        grid = self.occupancy
+        cell = cell_of(points, grid.cascades, grid.size)
+        reached = points.abs().amax(dim=1) <= 2.0 ** (grid.cascades - 1)
+        return ((grid.bits[cell >> 6] >> (cell & 63)) & 1).bool() & reached
+
+    @torch.no_grad()
+    def density_at(self, points: Tensor) -> Tensor:
+        """Density [N] at points [N, 3], 0 outside occupied cells: the network was never asked there, and what it says
+        means nothing."""
+        density = torch.zeros(len(points))
+        inside = self.occupied_at(points).nonzero()[:, 0]
+        density[inside] = ops.density_at(self.field(), points[inside])
+        return density
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As usual; the block of drawn pixels belongs to the old state and is forgotten."""

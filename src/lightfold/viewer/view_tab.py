@@ -1,0 +1,151 @@
+"""What is painted: outputs, ranges, the crop box, the field of view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import viser
+from torch import Tensor
+
+from ..cameras import Camera, Lens
+from ..geometry import rotation_from_quaternion
+from ..rays import Box
+from ..render import OUTPUTS
+from .painter import PHOTO, Look
+from .subject import Subject
+
+RESOLUTIONS = (256, 512, 768, 1024, 1600)
+"""Pixels on the longer side of a sharp picture that one can choose from."""
+
+
+class ViewTab:
+    """What is painted: outputs, ranges, the crop box."""
+
+    def __init__(self, client: viser.ClientHandle, subject: Subject, changed: Callable[[], None]) -> None:
+        gui = client.gui
+        self._client, self._subject, self._changed = client, subject, changed
+        outputs = OUTPUTS if subject.scene is None else (*OUTPUTS, PHOTO)
+        self.output = gui.add_dropdown("Output", OUTPUTS, initial_value="rgb")
+        self.split = gui.add_checkbox("Split the view", False, hint="Two outputs with a divider between them.")
+        self.other = gui.add_dropdown("Beside it", outputs, initial_value="depth", visible=False)
+        self.divider = gui.add_slider("Divider", 0.0, 1.0, 0.01, 0.5, visible=False)
+        self.fov = gui.add_slider("Field of view", 10.0, 120.0, 1.0, 50.0, hint="Vertical, in degrees.")
+        self.resolution = gui.add_dropdown("Sharpness", [str(side) for side in RESOLUTIONS], initial_value="1024")
+        with gui.add_folder("Depth colours", expand_by_default=False):
+            self.auto_depth = gui.add_checkbox("Of what is in sight", True)
+            self.near = gui.add_number("Nearest", 0.5, min=1e-3, max=1e3, step=0.05, disabled=True)
+            self.far = gui.add_number("Farthest", 5.0, min=1e-3, max=1e4, step=0.05, disabled=True)
+        with gui.add_folder("Background", expand_by_default=False):
+            colour = tuple(round(255 * c) for c in subject.info.background or (0, 0, 0))
+            self.own_background = gui.add_checkbox("Another colour", False)
+            self.colour = gui.add_rgb("Colour", (colour[0], colour[1], colour[2]))
+        with gui.add_folder("Crop box", expand_by_default=False):
+            self.crop = gui.add_checkbox("Show only what is inside", False)
+            self.size = gui.add_vector3("Sides", (2.0, 2.0, 2.0), min=(0.01,) * 3, max=(1000.0,) * 3, step=0.01)
+            self.reset_box = gui.add_button("Put it back to the middle")
+        self.upright = gui.add_button("Up is up here", hint="Take this camera's upward direction as the page's.")
+        self.reset = gui.add_button("Back to the first view")
+        self._gizmo: viser.TransformControlsHandle | None = None
+        self._outline: viser.BoxHandle | None = None
+        for handle in (self.output, self.other, self.divider, self.resolution, self.near, self.far, self.colour):
+            handle.on_update(lambda _: changed())
+        self.own_background.on_update(lambda _: changed())
+        self.split.on_update(lambda _: self._split_changed())
+        self.auto_depth.on_update(lambda _: self._depth_changed())
+        self.fov.on_update(lambda _: self._set_fov())
+        self.crop.on_update(lambda _: self._crop_changed())
+        self.size.on_update(lambda _: self._crop_changed())
+        self.reset_box.on_click(lambda _: self._remove_box())
+        self.upright.on_click(lambda _: self._set_up())
+        self.reset.on_click(lambda _: fly_to(client, subject.first_camera()))
+        client.camera.fov = math.radians(50.0)
+
+    def look(self) -> Look | None:
+        """From where the client's camera is, and what the tab says."""
+        camera = self._client.camera
+        width, height = camera.image_width, camera.image_height
+        if width < 2 or height < 2:
+            return None
+        outputs = [self.output.value] + ([self.other.value] if self.split.value else [])
+        near, far = float(self.near.value), float(self.far.value)
+        colour = torch.tensor(self.colour.value, dtype=torch.float32) / 255
+        return Look(
+            world_from_cam=pose_of(camera),
+            fov=float(camera.fov),
+            width=width,
+            height=height,
+            outputs=tuple(outputs),
+            divider=float(self.divider.value),
+            depth_limits=None if self.auto_depth.value or near >= far else (near, far),
+            background=colour if self.own_background.value else None,
+            crop=self._box(),
+        )
+
+    def _box(self) -> Box | None:
+        if not self.crop.value or self._gizmo is None:
+            return None
+        rotation = rotation_from_quaternion(torch.tensor(np.asarray(self._gizmo.wxyz), dtype=torch.float32))
+        centre = torch.tensor(np.asarray(self._gizmo.position), dtype=torch.float32)
+        return Box.of(centre, rotation, torch.tensor(self.size.value, dtype=torch.float32).clamp(min=1e-3))
+
+    def _crop_changed(self) -> None:
+        scene = self._client.scene
+        if self.crop.value and self._gizmo is None:
+            self._gizmo = scene.add_transform_controls("/crop", scale=0.6, depth_test=False)
+            self._gizmo.on_update(lambda _: self._changed())
+        if self._outline is not None:
+            self._outline.remove()
+            self._outline = None
+        if self._gizmo is not None:
+            self._gizmo.visible = bool(self.crop.value)
+            if self.crop.value:
+                sides = tuple(float(side) for side in self.size.value)
+                self._outline = scene.add_box(
+                    "/crop/outline", (255, 200, 60), (sides[0], sides[1], sides[2]), wireframe=True
+                )
+        self._changed()
+
+    def _remove_box(self) -> None:
+        if self._gizmo is not None:
+            self._gizmo.position, self._gizmo.wxyz = (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)
+        self.size.value = (2.0, 2.0, 2.0)
+        self._crop_changed()
+
+    def _split_changed(self) -> None:
+        self.other.visible = self.divider.visible = bool(self.split.value)
+        self._changed()
+
+    def _depth_changed(self) -> None:
+        self.near.disabled = self.far.disabled = bool(self.auto_depth.value)
+        self._changed()
+
+    def _set_fov(self) -> None:
+        self._client.camera.fov = math.radians(float(self.fov.value))
+        self._changed()
+
+    def _set_up(self) -> None:
+        up = -pose_of(self._client.camera)[:, 1]
+        self._client.scene.set_up_direction(tuple(up.tolist()))
+        self._client.camera.up_direction = up.numpy()
+
+
+def pose_of(camera: viser.CameraHandle) -> Tensor:
+    """world_from_cam [3, 4] float64 of a client's camera; viser's axes are OpenCV's."""
+    rotation = rotation_from_quaternion(torch.tensor(np.asarray(camera.wxyz), dtype=torch.float64))
+    return torch.cat([rotation, torch.tensor(np.asarray(camera.position), dtype=torch.float64)[:, None]], dim=1)
+
+
+def fly_to(client: viser.ClientHandle, camera: Camera) -> None:
+    """Put a client's camera where a camera of the scene is, looking the same way."""
+    pose = camera.world_from_cam.double()
+    eye, down, forward = pose[:, 3], pose[:, 1], pose[:, 2]
+    distance = float(np.linalg.norm(np.asarray(client.camera.look_at) - np.asarray(client.camera.position)))
+    with client.atomic():
+        client.camera.up_direction = (-down).numpy()
+        client.camera.position = eye.numpy()
+        client.camera.look_at = (eye + min(max(distance, 0.1), 10.0) * forward).numpy()
+        if camera.lens is not Lens.EQUIRECTANGULAR:
+            client.camera.fov = min(max(float(camera.fov[1]), math.radians(10)), math.radians(120))
