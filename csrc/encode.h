@@ -205,45 +205,229 @@ void scatter_level(const HashSpec& spec, int l, const T* x, const T* y, const T*
   }
 }
 
-// Gradient with respect to the positions: the derivative of the trilinear weights, summed over levels.
+// What follows differentiates by the positions. A cell of either layout is seen as four pairs of corners, neighbours along
+// x; the pairs are blended by y and z, the two halves of the result by x.
+template <class T, int F, bool kIsLine>
+struct Pairs {
+  typedef typename Group<T, F>::one One;
+  typedef typename Group<T, F>::two Two;
+  Cells<T, kIsLine ? 4 : 8> cell;
+
+  LF_INLINE void find(const HashSpec& spec, int l, const T* x, const T* y, const T* z, int n) {
+    if constexpr (kIsLine)
+      cells_line(spec, l, x, y, z, n, cell);
+    else
+      cells_xor(spec, l, x, y, z, n, cell);
+  }
+  LF_INLINE void load(const T* table, int pair, int i, One& low, One& high) const {
+    const T* at = table + size_t(cell.row[kIsLine ? pair : 2 * pair][i]) * F;
+    __builtin_memcpy(&low, at, sizeof low);
+    __builtin_memcpy(&high, kIsLine ? at + F : table + size_t(cell.row[kIsLine ? 0 : 2 * pair + 1][i]) * F, sizeof high);
+  }
+  LF_INLINE void add(T* table, int pair, int i, One low, One high) const {
+    add_row(table + size_t(cell.row[kIsLine ? pair : 2 * pair][i]) * F, low);
+    add_row(kIsLine ? table + size_t(cell.row[pair][i] + 1) * F : table + size_t(cell.row[kIsLine ? 0 : 2 * pair + 1][i]) * F, high);
+  }
+  static LF_INLINE void add_row(T* at, One value) {
+    One sum;
+    __builtin_memcpy(&sum, at, sizeof sum);
+    sum += value;
+    __builtin_memcpy(at, &sum, sizeof sum);
+  }
+};
+
+// Weights of the four pairs, in the order of their rows, and the derivatives of the weights by fy and by fz.
 template <class T>
-void position_gradient(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n, const T* d_rows,
-                       size_t stride, T* dx, T* dy, T* dz) {
-  const int F = spec.features;
+struct PairWeights {
+  T value[4], by_y[4], by_z[4];
+  LF_INLINE PairWeights(T fy, T fz) {
+    const T ey = T(1) - fy, ez = T(1) - fz;
+    value[0] = ey * ez, value[1] = fy * ez, value[2] = ey * fz, value[3] = fy * fz;
+    by_y[0] = -ez, by_y[1] = ez, by_y[2] = -fz, by_y[3] = fz;
+    by_z[0] = -ey, by_z[1] = -fy, by_z[2] = ey, by_z[3] = fy;
+  }
+};
+
+// Samples [n][F] of one level from its feature-major rows.
+template <class T, int F>
+LF_INLINE void level_block(const T* rows, size_t stride, int n, T* block) {
+  for (int f = 0; f < F; ++f)
+    for (int i = 0; i < n; ++i) block[i * F + f] = rows[f * stride + i];
+}
+
+template <class T, int F>
+LF_INLINE T dot(typename Group<T, F>::one a, typename Group<T, F>::one b) {
+  a *= b;
+  T sum = a[0];
+  for (int f = 1; f < F; ++f) sum += a[f];
+  return sum;
+}
+
+// First derivative: the gradient with respect to the positions of sum(d_rows * features), over all levels.
+template <class T, int F, bool kIsLine>
+LF_INLINE void position_gradient_f(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n,
+                                   const T* d_rows, size_t stride, T* dx, T* dy, T* dz) {
+  typedef Pairs<T, F, kIsLine> P;
+  typedef typename P::One One;
+  alignas(64) T block[(kEncodeTile + 16) * F];
+  P pairs;
   for (int s = 0; s < n; s += kEncodeTile) {
     const int c = min(kEncodeTile, n - s);
     for (int i = 0; i < c; ++i) dx[s + i] = dy[s + i] = dz[s + i] = T(0);
     for (int l = 0; l < spec.levels; ++l) {
       const T scale = T(spec.scale[l]);
-      Cells<T, 8> cell;
-      if (spec.kind == kLine) {
-        Cells<T, 4> line;
-        cells_line(spec, l, x + s, y + s, z + s, c, line);
-        for (int i = 0; i < c; ++i) {
-          cell.fx[i] = line.fx[i], cell.fy[i] = line.fy[i], cell.fz[i] = line.fz[i];
-          for (int k = 0; k < 8; ++k) cell.row[k][i] = line.row[k >> 1][i] + (k & 1);
-        }
-      } else {
-        cells_xor(spec, l, x + s, y + s, z + s, c, cell);
-      }
+      pairs.find(spec, l, x + s, y + s, z + s, c);
+      level_block<T, F>(d_rows + size_t(l) * F * stride + s, stride, c, block);
       for (int i = 0; i < c; ++i) {
-        T corner[8];
-        for (int k = 0; k < 8; ++k) {
-          corner[k] = T(0);
-          for (int f = 0; f < F; ++f)
-            corner[k] += table[size_t(cell.row[k][i]) * F + f] * d_rows[(size_t(l) * F + f) * stride + s + i];
+        const T fx = pairs.cell.fx[i];
+        const PairWeights<T> weight(pairs.cell.fy[i], pairs.cell.fz[i]);
+        One by_x{}, by_y{}, by_z{};
+        for (int k = 0; k < 4; ++k) {
+          One low, high;
+          pairs.load(table, k, i, low, high);
+          const One step = high - low, middle = low + step * fx;
+          by_x += step * weight.value[k];
+          by_y += middle * weight.by_y[k];
+          by_z += middle * weight.by_z[k];
         }
-        const T fx = cell.fx[i], fy = cell.fy[i], fz = cell.fz[i], ex = T(1) - fx, ey = T(1) - fy, ez = T(1) - fz;
-        dx[s + i] += scale * ((corner[1] - corner[0]) * ey * ez + (corner[3] - corner[2]) * fy * ez +
-                              (corner[5] - corner[4]) * ey * fz + (corner[7] - corner[6]) * fy * fz);
-        dy[s + i] += scale * ((corner[2] - corner[0]) * ex * ez + (corner[3] - corner[1]) * fx * ez +
-                              (corner[6] - corner[4]) * ex * fz + (corner[7] - corner[5]) * fx * fz);
-        dz[s + i] += scale * ((corner[4] - corner[0]) * ex * ey + (corner[5] - corner[1]) * fx * ey +
-                              (corner[6] - corner[2]) * ex * fy + (corner[7] - corner[3]) * fx * fy);
+        One d;
+        __builtin_memcpy(&d, block + i * F, sizeof d);
+        dx[s + i] += scale * dot<T, F>(by_x, d);
+        dy[s + i] += scale * dot<T, F>(by_y, d);
+        dz[s + i] += scale * dot<T, F>(by_z, d);
       }
     }
   }
 }
+
+// Second derivatives. With g = the gradient above and a direction v per sample, all three are of v . g:
+//   by d_rows     the derivative of the features along v                           (tangent_rows_f)
+//   by the table  the trilinear weights' derivative along v, times d_rows          (scatter_tangent_f)
+//   by x          the mixed second derivatives of the blend; the pure ones are 0   (position_curvature_f)
+template <class T, int F, bool kIsLine>
+LF_INLINE void tangent_rows_f(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n, const T* vx,
+                              const T* vy, const T* vz, T* out, size_t stride) {
+  typedef Pairs<T, F, kIsLine> P;
+  typedef typename P::One One;
+  alignas(64) T block[(kEncodeTile + 16) * F];
+  P pairs;
+  for (int s = 0; s < n; s += kEncodeTile) {
+    const int c = min(kEncodeTile, n - s);
+    for (int l = 0; l < spec.levels; ++l) {
+      const T scale = T(spec.scale[l]);
+      pairs.find(spec, l, x + s, y + s, z + s, c);
+      for (int i = 0; i < c; ++i) {
+        const T fx = pairs.cell.fx[i], a = scale * vx[s + i], b = scale * vy[s + i], d = scale * vz[s + i];
+        const PairWeights<T> weight(pairs.cell.fy[i], pairs.cell.fz[i]);
+        One sum{};
+        for (int k = 0; k < 4; ++k) {
+          One low, high;
+          pairs.load(table, k, i, low, high);
+          const One step = high - low;
+          sum += step * (a * weight.value[k]) + (low + step * fx) * (b * weight.by_y[k] + d * weight.by_z[k]);
+        }
+        __builtin_memcpy(block + i * F, &sum, sizeof sum);
+      }
+      T* row = out + size_t(l) * F * stride + s;
+      for (int f = 0; f < F; ++f)
+        for (int i = 0; i < c; ++i) row[f * stride + i] = block[i * F + f];
+    }
+  }
+}
+
+// One level; whoever calls owns it, as in scatter_level.
+template <class T, int F, bool kIsLine>
+LF_INLINE void scatter_tangent_f(const HashSpec& spec, int l, const T* x, const T* y, const T* z, int n, const T* vx,
+                                 const T* vy, const T* vz, const T* d_rows, size_t stride, T* gradient) {
+  typedef Pairs<T, F, kIsLine> P;
+  typedef typename P::One One;
+  alignas(64) T block[(kEncodeTile + 16) * F];
+  P pairs;
+  const T scale = T(spec.scale[l]);
+  for (int s = 0; s < n; s += kEncodeTile) {
+    const int c = min(kEncodeTile, n - s);
+    pairs.find(spec, l, x + s, y + s, z + s, c);
+    level_block<T, F>(d_rows + size_t(l) * F * stride + s, stride, c, block);
+    for (int i = 0; i < c; ++i) {
+      const T fx = pairs.cell.fx[i], a = scale * vx[s + i], b = scale * vy[s + i], e = scale * vz[s + i];
+      const PairWeights<T> weight(pairs.cell.fy[i], pairs.cell.fz[i]);
+      One d;
+      __builtin_memcpy(&d, block + i * F, sizeof d);
+      for (int k = 0; k < 4; ++k) {
+        const T along_x = a * weight.value[k], across = b * weight.by_y[k] + e * weight.by_z[k];
+        pairs.add(gradient, k, i, d * (across * (T(1) - fx) - along_x), d * (across * fx + along_x));
+      }
+    }
+  }
+}
+
+template <class T, int F, bool kIsLine>
+LF_INLINE void position_curvature_f(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n,
+                                    const T* vx, const T* vy, const T* vz, const T* d_rows, size_t stride, T* dx, T* dy, T* dz) {
+  typedef Pairs<T, F, kIsLine> P;
+  typedef typename P::One One;
+  alignas(64) T block[(kEncodeTile + 16) * F];
+  P pairs;
+  for (int s = 0; s < n; s += kEncodeTile) {
+    const int c = min(kEncodeTile, n - s);
+    for (int i = 0; i < c; ++i) dx[s + i] = dy[s + i] = dz[s + i] = T(0);
+    for (int l = 0; l < spec.levels; ++l) {
+      const T square = T(spec.scale[l]) * T(spec.scale[l]);
+      pairs.find(spec, l, x + s, y + s, z + s, c);
+      level_block<T, F>(d_rows + size_t(l) * F * stride + s, stride, c, block);
+      for (int i = 0; i < c; ++i) {
+        const PairWeights<T> weight(pairs.cell.fy[i], pairs.cell.fz[i]);
+        One d;
+        __builtin_memcpy(&d, block + i * F, sizeof d);
+        T low[4], step[4];
+        for (int k = 0; k < 4; ++k) {
+          One lows, highs;
+          pairs.load(table, k, i, lows, highs);
+          low[k] = dot<T, F>(lows, d), step[k] = dot<T, F>(highs, d) - low[k];
+        }
+        T xy = T(0), xz = T(0);
+        for (int k = 0; k < 4; ++k) xy += step[k] * weight.by_y[k], xz += step[k] * weight.by_z[k];
+        const T fx = pairs.cell.fx[i];
+        const T yz = (low[0] - low[1] - low[2] + low[3]) + fx * (step[0] - step[1] - step[2] + step[3]);
+        dx[s + i] += square * (vy[s + i] * xy + vz[s + i] * xz);
+        dy[s + i] += square * (vx[s + i] * xy + vz[s + i] * yz);
+        dz[s + i] += square * (vx[s + i] * xz + vy[s + i] * yz);
+      }
+    }
+  }
+}
+
+// Chooses the instance of a function template above for a grid's features and layout.
+#define LF_FOR_GRID(function, ...)                                                                              \
+  switch (spec.features) {                                                                                      \
+    case 1: return spec.kind == kLine ? function<T, 1, true>(__VA_ARGS__) : function<T, 1, false>(__VA_ARGS__); \
+    case 2: return spec.kind == kLine ? function<T, 2, true>(__VA_ARGS__) : function<T, 2, false>(__VA_ARGS__); \
+    case 4: return spec.kind == kLine ? function<T, 4, true>(__VA_ARGS__) : function<T, 4, false>(__VA_ARGS__); \
+    case 8: return spec.kind == kLine ? function<T, 8, true>(__VA_ARGS__) : function<T, 8, false>(__VA_ARGS__); \
+  }
+
+template <class T>
+void position_gradient(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n, const T* d_rows,
+                       size_t stride, T* dx, T* dy, T* dz) {
+  LF_FOR_GRID(position_gradient_f, spec, table, x, y, z, n, d_rows, stride, dx, dy, dz)
+}
+template <class T>
+void tangent_rows(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n, const T* vx, const T* vy,
+                  const T* vz, T* out, size_t stride) {
+  LF_FOR_GRID(tangent_rows_f, spec, table, x, y, z, n, vx, vy, vz, out, stride)
+}
+template <class T>
+void scatter_tangent(const HashSpec& spec, int l, const T* x, const T* y, const T* z, int n, const T* vx, const T* vy,
+                     const T* vz, const T* d_rows, size_t stride, T* gradient) {
+  LF_FOR_GRID(scatter_tangent_f, spec, l, x, y, z, n, vx, vy, vz, d_rows, stride, gradient)
+}
+template <class T>
+void position_curvature(const HashSpec& spec, const T* table, const T* x, const T* y, const T* z, int n, const T* vx,
+                        const T* vy, const T* vz, const T* d_rows, size_t stride, T* dx, T* dy, T* dz) {
+  LF_FOR_GRID(position_curvature_f, spec, table, x, y, z, n, vx, vy, vz, d_rows, stride, dx, dy, dz)
+}
+
+#undef LF_FOR_GRID
 
 }  // namespace LF_ISA
 }  // namespace lf

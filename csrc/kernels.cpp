@@ -105,6 +105,54 @@ void hash_encode_backward(const Workers& workers, const HashSpec& spec, const T*
     });
 }
 
+// The derivative of v . d_x, d_x as above, by whatever of the three is wanted; see encode.h.
+template <class T>
+void hash_encode_second(const Workers& workers, const HashSpec& spec, const T* table, const T* x, int64_t n, const T* d_out,
+                        const T* v, T* d_d_out, T* d_table, T* d_x) {
+  const int F = spec.levels * spec.features;
+  if (d_table) {  // In slices, and level by level, for the reasons given above.
+    constexpr int64_t kSlice = 1 << 14;
+    const size_t stride = row_stride<T>(size_t(min(n, kSlice)));
+    T* rows = static_cast<T*>(workers.scratch(workers.pool, workers.count, sizeof(T) * stride * (6 + F)));
+    const T *along = rows + 3 * stride, *d_rows = rows + 6 * stride;
+    for (int64_t s = 0; s < n; s += kSlice) {
+      const int c = int(min(kSlice, n - s));
+      workers.each(tasks_for(c, 1024), [&](int task, int) {
+        const int begin = task * 1024, m = min(1024, c - begin);
+        positions_to_rows(x + 3 * (s + begin), m, rows + begin, stride);
+        to_rows(v + 3 * (s + begin), m, 3, rows + 3 * stride + begin, stride);
+        to_rows(d_out + (s + begin) * F, m, F, rows + 6 * stride + begin, stride);
+      });
+      workers.each(spec.levels, [&](int i, int) {
+        const int level = spec.levels - 1 - i;
+        scatter_tangent(spec, level, rows, rows + stride, rows + 2 * stride, c, along, along + stride, along + 2 * stride,
+                        d_rows, stride, d_table);
+      });
+    }
+  }
+  if (!d_d_out && !d_x) return;
+  workers.each(tasks_for(n, 1024), [&](int task, int worker) {
+    const size_t stride = row_stride<T>(kEncodeTile + 16);
+    T* rows = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * (9 + F)));
+    T *y = rows + stride, *z = y + stride, *vx = z + stride, *vy = vx + stride, *vz = vy + stride, *d = vz + stride;
+    T* features = d + 3 * stride;
+    for (int64_t s = int64_t(task) * 1024, end = min(n, s + 1024); s < end; s += kEncodeTile) {
+      const int c = int(min(int64_t(kEncodeTile), end - s));
+      positions_to_rows(x + 3 * s, c, rows, stride);
+      to_rows(v + 3 * s, c, 3, vx, stride);
+      if (d_x) {
+        to_rows(d_out + s * F, c, F, features, stride);
+        position_curvature(spec, table, rows, y, z, c, vx, vy, vz, features, stride, d, d + stride, d + 2 * stride);
+        from_rows(d, stride, c, 3, d_x + 3 * s);
+      }
+      if (d_d_out) {
+        tangent_rows(spec, table, rows, y, z, c, vx, vy, vz, features, stride);
+        from_rows(features, stride, c, F, d_d_out + s * F);
+      }
+    }
+  });
+}
+
 template <class T>
 Shape shape_of(int layers, const int* widths) {
   Shape shape;
@@ -386,9 +434,10 @@ double multiply_adds(int64_t rounds) {
 
 template <class T>
 Kernels<T> table() {
-  return Kernels<T>{hash_encode<T>,   hash_encode_backward<T>, mlp<T>,     mlp_backward<T>, spherical_harmonics_all<T>,
-                    composite<T>,     composite_backward<T>,   march<T>,   adam<T>,         scatter_trail<T>,
-                    trace<T>,         density<T>,              trace_gradient_size<T>};
+  return Kernels<T>{hash_encode<T>,  hash_encode_backward<T>, hash_encode_second<T>,      mlp<T>,
+                    mlp_backward<T>, spherical_harmonics_all<T>, composite<T>,            composite_backward<T>,
+                    march<T>,        adam<T>,                 scatter_trail<T>,           trace<T>,
+                    density<T>,      trace_gradient_size<T>};
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ struct Kernels {
   // d_out [n, levels*features] -> d_table (accumulated, may be null), d_x [n,3] (may be null)
   void (*hash_encode_backward)(const Workers&, const HashSpec&, const T* table, const T* x, int64_t n, const T* d_out,
                                T* d_table, T* d_x);
+  // Derivatives of sum(v * d_x), v [n,3]: d_d_out [n, levels*features], d_table (accumulated), d_x; each may be null
+  void (*hash_encode_second)(const Workers&, const HashSpec&, const T* table, const T* x, int64_t n, const T* d_out, const T* v,
+                             T* d_d_out, T* d_table, T* d_x);
   // x [n, in] -> out [n, out]; widths holds layers + 1 numbers; weights are [out][in]
   void (*mlp)(const Workers&, int layers, const int* widths, const T* const* weights, const T* x, int64_t n, T* out);
   // d_weights are accumulated; d_x may be null

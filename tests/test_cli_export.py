@@ -13,7 +13,7 @@ import torch
 import trimesh
 
 sys.path.insert(0, str(Path(__file__).parent / "export"))
-from ball_field import RADIUS, BallField, ball_info
+from ball_field import RADIUS, BallDistance, BallField, ball_info
 
 from lightfold.cameras import Camera
 from lightfold.cli import export
@@ -74,6 +74,31 @@ def test_a_mesh_lands_where_the_cameras_of_the_capture_saw_it(run: Path, capsys:
     assert_where_the_renderings_have_it(np.stack([glb.vertices[:, 0], -glb.vertices[:, 2], glb.vertices[:, 1]], 1), 0.2)
     assert ply.volume > 0 and glb.volume > 0
     assert not list(run.rglob("*.partial"))
+
+
+def test_a_signed_distance_makes_the_mesh_of_itself(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Run, "method", lambda run, step=None: BallDistance(run.info, shaded=True))
+    for name, words in {"auto": [], "named": ["--source", "sdf"]}.items():
+        export.main([str(run), "mesh", *FAST, *words, "--out", str(tmp_path / f"{name}.ply")])
+    mesh = trimesh.load(tmp_path / "auto.ply", process=False)
+    assert mesh.is_watertight and mesh.volume > 0
+    # Marching cubes is exact where the distance is linear between samples, and it nearly is.
+    assert np.allclose(np.linalg.norm(mesh.vertices - CENTRE, axis=1), RADIUS / 0.25, atol=0.01)
+    assert (tmp_path / "auto.ply").read_bytes() == (tmp_path / "named.ply").read_bytes()
+
+
+def test_a_dense_workspace_is_written_where_nothing_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run), "cameras", "--cameras-as", "dense", "--views", "8", "--side", "32"]
+    export.main(words)
+    assert "renderings in their place" in capsys.readouterr().err
+    assert len(list((run / "exports" / "dense" / "images").iterdir())) == 8
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something already"):
+        export.main([*words, "--out", str(tmp_path / "mine")])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_points_land_there_too_and_their_normals_turn_along(run: Path, tmp_path: Path) -> None:

@@ -241,6 +241,29 @@ class TestContraction:
             torch.testing.assert_close(jacobian, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
+class TestContractedGaussians:
+    def test_linear_at_the_mean(self, rng: torch.Generator) -> None:
+        """J covariance J^T with the Jacobian that autodiff finds, inside and outside the unit ball and far away."""
+        mean = torch.randn(20, 3, generator=rng, dtype=torch.float64) * double([0.2, 1.0, 3.0, 50.0]).repeat(5)[:, None]
+        root = torch.randn(20, 3, 3, generator=rng, dtype=torch.float64)
+        contracted, covariance = geo.contract_gaussian(mean, root @ root.mT)
+        torch.testing.assert_close(contracted, geo.contract(mean))
+        for x, a, found in zip(mean, root, covariance, strict=True):
+            jacobian = torch.autograd.functional.jacobian(geo.contract, x)
+            torch.testing.assert_close(found, jacobian @ a @ a.T @ jacobian.T)
+
+    def test_small_gaussians_are_those_of_contracted_samples(self, rng: torch.Generator) -> None:
+        mean, root = double([2.0, -1.0, 0.5]), 1e-3 * torch.randn(3, 3, generator=rng, dtype=torch.float64)
+        drawn = geo.contract(mean + torch.randn(200_000, 3, generator=rng, dtype=torch.float64) @ root.T)
+        _, covariance = geo.contract_gaussian(mean, root @ root.T)
+        torch.testing.assert_close(drawn.T.cov(), covariance, rtol=0.02, atol=1e-9)
+
+    def test_gradients(self) -> None:
+        mean = double([[0.0, 0.0, 0.0], [0.2, -0.3, 0.1], [0.7, -1.6, 1.2]]).requires_grad_()
+        covariance = torch.eye(3, dtype=torch.float64).expand(3, 3, 3).clone().requires_grad_()
+        assert torch.autograd.gradcheck(geo.contract_gaussian, (mean, covariance))
+
+
 class TestSimilarity:
     def test_group(self, rng: torch.Generator) -> None:
         c_from_b, b_from_a = random_similarity(rng), random_similarity(rng)

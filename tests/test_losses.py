@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightfold.losses import distortion, envelope, huber, interlevel, mse
+from lightfold.losses import charbonnier, distortion, envelope, huber, interlevel, mse
 
 DOUBLE = torch.float64
 
@@ -38,7 +38,7 @@ class TestColourLosses:
             expected = torch.nn.functional.smooth_l1_loss(pred, true, beta=delta)
             torch.testing.assert_close(huber(pred, true, delta), expected)
 
-    @pytest.mark.parametrize("loss", [mse, huber])
+    @pytest.mark.parametrize("loss", [mse, huber, charbonnier])
     def test_no_pixels_is_a_differentiable_zero(self, loss) -> None:
         pred = torch.zeros(0, 3, requires_grad=True)
         value = loss(pred, torch.zeros(0, 3))
@@ -46,7 +46,17 @@ class TestColourLosses:
         assert value.item() == 0.0
         assert pred.grad is not None and pred.grad.shape == (0, 3)
 
-    @pytest.mark.parametrize("loss", [mse, huber])
+    def test_charbonnier_is_the_absolute_error_with_a_round_corner(self) -> None:
+        pred, true = torch.tensor([[3e-3, 0.5]], dtype=DOUBLE), torch.tensor([[0.0, 0.2]], dtype=DOUBLE)
+        expected = 0.5 * ((9e-6 + 16e-6) ** 0.5 + (0.09 + 16e-6) ** 0.5)
+        assert charbonnier(pred, true, padding=4e-3).item() == pytest.approx(expected, rel=1e-12)
+        assert charbonnier(true, true).item() == pytest.approx(1e-3)
+
+    def test_charbonnier_has_a_gradient_where_all_is_right(self) -> None:
+        pred = torch.full((2, 3), 0.25, dtype=DOUBLE, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda p: charbonnier(p, torch.full_like(p, 0.25)), pred)
+
+    @pytest.mark.parametrize("loss", [mse, huber, charbonnier])
     def test_broadcast_is_refused(self, loss) -> None:
         """[R, 3] against [R, 1] would broadcast silently and train on nonsense."""
         with pytest.raises(ValueError, match=r"true: expected the shape of pred \(4, 3\), got \(4, 1\)"):

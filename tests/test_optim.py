@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -166,3 +168,39 @@ class TestAdam:
             ((p - torch.tensor([1.0, 5.0])).square() * torch.tensor([1.0, 100.0])).sum().backward()
             optim.step(step / 300)
         torch.testing.assert_close(p.detach(), torch.tensor([1.0, 5.0]), atol=0.01, rtol=0)
+
+
+class TestClipping:
+    """The step itself is invariant to the gradient's scale, so what was clipped shows in the first moment."""
+
+    def moments(self, clip: float | None, gradients: list[Tensor | None]) -> list[Tensor]:
+        params = [nn.Parameter(torch.zeros(3)) for _ in gradients]
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = None if gradient is None else gradient.clone()
+        optim = Adam([Group("a", params, 0.1, betas=(0.0, 0.999), clip=clip)])
+        optim.step(0.0)
+        return [optim.moments[f"a.{i}"][0] for i in range(len(params))]
+
+    def test_norm_of_all_parameters_together(self) -> None:
+        gradients: list[Tensor | None] = [torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, -4.0, 0.0])]
+        clipped = self.moments(0.5, gradients)
+        torch.testing.assert_close(torch.cat(clipped), torch.tensor([0.3, 0.0, 0.0, 0.0, -0.4, 0.0]))
+
+    @pytest.mark.parametrize("clip", [None, 5.1])
+    def test_short_gradients_stay(self, clip: float | None) -> None:
+        gradient = torch.tensor([3.0, 0.0, -4.0])
+        assert torch.equal(self.moments(clip, [gradient])[0], gradient)
+
+    def test_what_is_not_finite_counts_as_zero(self) -> None:
+        found = self.moments(1.0, [torch.tensor([math.nan, 2.0, math.inf]), torch.tensor([-math.inf, 0.0, 0.0]), None])
+        torch.testing.assert_close(torch.cat(found), torch.tensor([0.0, 1.0, 0.0] + 6 * [0.0]))
+
+    def test_no_gradient_at_all(self) -> None:
+        assert torch.equal(self.moments(1.0, [torch.zeros(3), None])[0], torch.zeros(3))
+
+    def test_each_group_by_itself(self) -> None:
+        long, short = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        long.grad, short.grad = torch.tensor([100.0]), torch.tensor([0.5])
+        optim = Adam([Group(n, [p], 0.1, betas=(0.0, 0.999), clip=1.0) for n, p in (("long", long), ("short", short))])
+        optim.step(0.0)
+        assert [float(optim.moments[n][0]) for n in ("long.0", "short.0")] == [1.0, 0.5]

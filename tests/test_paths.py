@@ -355,6 +355,15 @@ def test_missing_extras_have_defaults_and_a_crop_is_reported(tmp_path: Path) -> 
     assert path.notes == ("The crop box of the camera path is not applied.",)
 
 
+def test_files_for_two_eyes_say_so_and_hold_panoramas(tmp_path: Path) -> None:
+    info = circle()
+    for kind, eyes, width in (("VR180", "vr180", 160), ("omnidirectional", "omnidirectional", 80)):
+        path = camera_path_json(written(tmp_path, nerfstudio_file(camera_type=kind)), info)
+        assert path.eyes == eyes and path.cameras.lens is Lens.EQUIRECTANGULAR
+        assert (path.cameras.width, path.cameras.height) == (width, 40)
+    assert camera_path_json(written(tmp_path, nerfstudio_file()), info).eyes == ""
+
+
 SHOT = {"camera_to_world": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1], "fov": 50}
 
 

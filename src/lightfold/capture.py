@@ -50,6 +50,7 @@ class Frame:
     split:  "train" or "test" when the capture itself says so; None when it does not.
     name:   unique in the capture, relative to its root, with forward slashes.
     mask_inverted: non-zero mask pixels are to be ignored (instant-ngp's dynamic_mask files).
+    mask_is_alpha: the mask is a silhouette: what is outside it is transparent, and not unknown.
     exif_rotate:   rotate the picture as its EXIF orientation says before use. False: the camera describes the stored
                    pixel grid.
     guess:  what the header suggests about the lens, for frames without a camera.
@@ -64,6 +65,7 @@ class Frame:
     time: float | None = None
     split: str | None = None
     mask_inverted: bool = False
+    mask_is_alpha: bool = False
     exif_rotate: bool = False
     guess: LensGuess | None = None
 

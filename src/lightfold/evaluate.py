@@ -3,6 +3,10 @@
 A view is rendered, rounded to 8 bits as a file would be, and compared with the photograph composited over the same
 background; each metric is taken per picture and averaged over pictures (the protocol of multinerf and of the published
 tables). `eval.json` holds the scores beside that protocol, and one side-by-side picture per view shows where they fail.
+
+Where training refined poses, or learnt each photograph's exposure, held-out photographs still have their own, which
+nothing has corrected: the plain score then counts their error too. `refine` fits them first, and says so in the
+protocol and in the name of the file, so that neither kind of score can pass for the other.
 """
 
 from __future__ import annotations
@@ -22,15 +26,19 @@ from torch import Tensor
 from . import pictures
 from .errors import ConfigError, LightfoldError
 from .files import whole_file
+from .geometry import so3_log
 from .machine import peak_memory_bytes
 from .metrics import LPIPS_SMALLEST_SIDE, WINDOW, Perceptual, lpips_or_reason, psnr, ssim
+from .refine import HasColours, ViewFit, refine_view
 
 if TYPE_CHECKING:
+    from .cameras import Camera
     from .methods.base import Image, Method
     from .scene import Scene, SceneInfo, View
 
 FORMAT = 1
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
+REFINE = ("none", "poses", "appearance", "both")
 METRICS = ("psnr", "ssim", "lpips", "psnr_masked", "ssim_masked")
 
 Progress = Callable[[int, int], None]
@@ -46,6 +54,7 @@ def evaluate(
     *,
     background: str | Sequence[float] | Tensor | None = None,
     lpips: bool | str = False,
+    refine: str = "none",
     picture_suffix: str = ".jpg",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -57,20 +66,29 @@ def evaluate(
     protocol: entries that the caller adds to the protocol, such as the split and the step of the checkpoint.
     background: "black", "white", "grey", a colour [3] in [0, 1], or None for the scene's own (black if it has none).
     lpips: False, or True for the published tables' VGG, or the name of a network. May fetch its weights.
+    refine: "none", or what is fitted to each view before it is scored, with everything else frozen: "poses",
+    "appearance" or "both". Such scores are written to eval_refined.json and its like, never to eval.json.
     Returns what eval.json holds: "mean", "views", "timing" and "protocol". Raises LightfoldError without views.
     """
     indices = select_views(scene.info, views)
     colour = background_colour(scene.info, background)
     distance = lpips_or_reason("vgg" if lpips is True else lpips) if lpips else "LPIPS was not asked for."
-    stem = _stem(views)
+    fit = view_fit(method, refine)
+    stem = _stem(views) + ("" if fit is None else "_refined")
     folder = None if out_dir is None else Path(out_dir) / stem
     rows: list[dict[str, Any]] = []
     for done, index in enumerate(indices, start=1):
         view = scene.view(index)
+        camera, code = (view.camera, None) if fit is None else refine_view(method, view, colour, fit)
         start = time.perf_counter()
-        image = method.render(view.camera, colour)
+        if fit is not None and isinstance(method, HasColours):
+            image = method.render(camera, colour, code=code)
+        else:
+            image = method.render(camera, colour)
         seconds = time.perf_counter() - start
         row, shown, truth = _scored(image, view, colour, distance)
+        if fit is not None and fit.pose:
+            row |= _fitted(view.camera, camera)
         row |= {"seconds": seconds, "rays_per_second": view.camera.width * view.camera.height / max(seconds, 1e-9)}
         if folder is not None:
             file = folder / f"{index:04d}_{pictures.safe_name(view.name)}{picture_suffix}"
@@ -83,7 +101,9 @@ def evaluate(
         "format": FORMAT,
         "mean": mean_scores(rows),
         "timing": _timing(rows),
-        "protocol": _protocol(scene.info, rows, views, colour, lpips, distance) | (protocol or {}),
+        "protocol": _protocol(scene.info, rows, views, colour, lpips, distance)
+        | {"refined": "none" if fit is None else fit.told()}
+        | (protocol or {}),
         "views": rows,
     }
     if out_dir is not None:
@@ -116,6 +136,20 @@ def select_views(info: SceneInfo, views: Sequence[int] | str) -> tuple[int, ...]
     if not chosen:
         raise LightfoldError(f"The scene has no views of the kind '{views}', so there is nothing to evaluate on.")
     return chosen
+
+
+def view_fit(method: Method, refine: str) -> ViewFit | None:
+    """What "none", "poses", "appearance" or "both" asks of `refine_view`. Raises ConfigError when the method cannot."""
+    if refine not in REFINE:
+        raise ConfigError(f"refine: expected one of {', '.join(REFINE)}, got '{refine}'.")
+    if refine == "none":
+        return None
+    name = type(method).__name__.lower()
+    if not isinstance(method, HasColours):
+        raise ConfigError(f"Views cannot be refined with {name}; train with nerfacto for that, or leave --refine out.")
+    if refine == "appearance" and method.novel_code() is None:
+        raise ConfigError("This run was trained without appearance codes, so there are none to refine.")
+    return ViewFit(pose=refine != "appearance", appearance=refine != "poses")
 
 
 def background_colour(info: SceneInfo, background: str | Sequence[float] | Tensor | None) -> Tensor:
@@ -196,6 +230,15 @@ def _scored(
     if broken:
         row["pixels_not_finite"] = broken
     return row, shown, truth
+
+
+def _fitted(given: Camera, refined: Camera) -> dict[str, float]:
+    """How far a view's pose moved from where it was given, in degrees and scene units."""
+    turn = so3_log(refined.cam_from_world[:, :3].double() @ given.cam_from_world[:, :3].double().mT).norm()
+    return {
+        "refined_degrees": math.degrees(float(turn)),
+        "refined_shift": float((refined.center.double() - given.center.double()).norm()),
+    }
 
 
 def _timing(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

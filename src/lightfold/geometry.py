@@ -221,6 +221,25 @@ def contract(x: Tensor) -> Tensor:
     return x * ((2.0 - squared.rsqrt()) * squared.rsqrt())
 
 
+def contract_gaussian(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaussians after `contract`, which is taken as linear about each one's own mean (mip-NeRF 360, equation 9).
+
+    The covariance becomes J covariance J^T with the Jacobian J of `contract` at the mean: beyond the unit ball, lengths
+    across the direction to the mean shrink by 2/|x| - 1/|x|^2, and lengths along it by 1/|x|^2.
+
+    Args:
+        mean: [..., 3], from the centre of the contraction.
+        covariance: [..., 3, 3].
+    """
+    inverse = (mean * mean).sum(-1, keepdim=True).clamp_min(1.0).rsqrt()
+    across = (2.0 - inverse) * inverse
+    # J = across I + (along - across) u u^T with the unit vector u = x/|x|; within the unit ball the bracket is zero.
+    unit = mean * inverse
+    stretch = (inverse * inverse - across)[..., None] * unit[..., :, None] * unit[..., None, :]
+    jacobian = stretch + across[..., None] * torch.eye(3, dtype=mean.dtype, device=mean.device)
+    return mean * across, jacobian @ covariance @ jacobian
+
+
 def contract_cube(x: Tensor) -> Tensor:
     """`contract` with the maximum norm: all of space into the cube [-2, 2]^3, the cube [-1, 1]^3 as it is. x: [...,
     3]."""

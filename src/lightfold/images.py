@@ -166,7 +166,14 @@ def prepare(frame: Frame, resize: Resize, crop_radius: float | None) -> _Prepare
     height, width = rgb.shape[:2]
     _check_aspect("the picture", width, height, frame)
     new_width, new_height = resize.size(width, height)
-    mask = None if frame.mask is None else _read_mask(frame, width, height, new_width, new_height)
+    mask = None
+    if frame.mask is not None and frame.mask_is_alpha:
+        silhouette = (255 * _counts(frame, width, height)).astype(np.uint8)
+        alpha = silhouette if alpha is None else np.minimum(alpha, silhouette)
+    elif frame.mask is not None:
+        # A new pixel that is only partly valid mixes in what the mask is there to hide, so it does not count.
+        share = area_resize(_counts(frame, width, height).astype(np.float32), new_width, new_height)
+        mask = np.where(share > 0.999, 255, 0).astype(np.uint8)
     if crop_radius is not None and frame.camera is not None:
         disc = _disc(crop_radius / frame.camera.width, new_width, new_height)
         mask = disc if mask is None else np.minimum(mask, disc)
@@ -196,11 +203,8 @@ def _check_aspect(what: str, width: int, height: int, frame: Frame) -> None:
         raise ValueError(f"{what} is {width} x {height}, but its camera is {camera.width} x {camera.height}")
 
 
-def _read_mask(frame: Frame, width: int, height: int, new_width: int, new_height: int) -> NDArray[np.uint8]:
-    """The frame's mask at training size: 255 where every source pixel counts, else 0.
-
-    A new pixel that is only partly valid mixes in what the mask is there to hide, so it does not count.
-    """
+def _counts(frame: Frame, width: int, height: int) -> NDArray[np.bool_]:
+    """[height, width] which pixels of the picture the frame's mask lets count."""
     assert frame.mask is not None
     with Image.open(frame.mask) as file:
         file.load()
@@ -210,13 +214,10 @@ def _read_mask(frame: Frame, width: int, height: int, new_width: int, new_height
     _check_aspect(f"its mask {frame.mask.name}", levels.shape[1], levels.shape[0], frame)
     # Lossy compression leaves noise around zero, so there half the range is the only usable threshold.
     counts = (levels > 127 if lossy else levels != 0) != frame.mask_inverted
-    if levels.shape != (height, width) and (levels.shape[0] < new_height or levels.shape[1] < new_width):
-        counts = _nearest(counts, new_width, new_height)
-    share = area_resize(counts.astype(np.float32), new_width, new_height)
-    return np.where(share > 0.999, 255, 0).astype(np.uint8)
+    return counts if counts.shape == (height, width) else _nearest(counts, width, height)
 
 
-def _nearest(values: NDArray[np.generic], width: int, height: int) -> NDArray[np.generic]:
+def _nearest(values: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
     rows = (np.arange(height) * 2 + 1) * values.shape[0] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * values.shape[1] // (2 * width)
     return values[rows][:, columns]
@@ -322,6 +323,7 @@ def _key(frames: Sequence[Frame], resize: Resize, crop_radius: float | None) -> 
             _stamp(frame.path),
             _stamp(frame.mask),
             frame.mask_inverted,
+            frame.mask_is_alpha,
             frame.exif_rotate,
             frame.name,
             None if frame.camera is None else _camera_stamp(frame.camera),

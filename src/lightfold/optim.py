@@ -53,6 +53,9 @@ class Group:
     weight_decay: float = 0.0
     """L2 term added to the gradient (Adam's own form, not AdamW's)."""
     schedule: Schedule = field(default=constant)
+    clip: float | None = None
+    """Largest norm of the group's whole gradient; a longer one is scaled down to it. First, what is not a finite number
+    in it is set to zero (mip-NeRF 360). None: gradients are taken as they are."""
     sparse: bool = False
     """True: entries whose gradient is exactly zero keep value and moments (instant-ngp's rule for hash tables)."""
     touched: Tensor | None = None
@@ -69,6 +72,8 @@ class Adam:
     def __init__(self, groups: list[Group]) -> None:
         self.groups = groups
         self.step_count = 0
+        self.fraction = 0.0
+        """Share of the training that was done at the last step, for methods with schedules of their own."""
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         for group in groups:
             for i, param in enumerate(group.params):
@@ -77,7 +82,10 @@ class Adam:
     def step(self, fraction: float) -> None:
         """Move every parameter that has a gradient, then set that gradient to zero in place."""
         self.step_count += 1
+        self.fraction = fraction
         for group in self.groups:
+            if group.clip is not None:
+                _clip(group.params, group.clip)
             lr = group.lr * group.schedule(fraction)
             for i, param in enumerate(group.params):
                 if param.grad is None:
@@ -118,3 +126,16 @@ class Adam:
         for name, (first, second) in self.moments.items():
             first.copy_(tensors[f"{name}.first"])
             second.copy_(tensors[f"{name}.second"])
+
+
+def _clip(params: list[nn.Parameter], largest: float) -> None:
+    """Scales the gradients of all parameters together, in place, to a norm of at most `largest`."""
+    gradients = [param.grad for param in params if param.grad is not None]
+    if not gradients:
+        return
+    for gradient in gradients:
+        gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    factor = (largest / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)

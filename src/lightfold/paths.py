@@ -234,6 +234,22 @@ def _content(info: SceneInfo, group: Arrangement, middle: Tensor, forward: Tenso
     return 0.9 * closest, 5.0 * max(min(info.far, 20.0 * closest), closest)
 
 
+def levelled(cameras: Camera) -> Camera:
+    """The same cameras [n] with the horizon level: they turn about the vertical only, for viewers that look around.
+
+    A panorama holds all that a tilted one does, but whoever looks around in it feels the tilt. Cameras that look
+    straight up or down keep the upper edge of their picture, or the lower one, in front.
+    """
+    world_from_cam = cameras.world_from_cam.double()
+    down, forward = world_from_cam[:, :, 1], world_from_cam[:, :, 2]
+    ahead = forward * forward.new_tensor([1.0, 1.0, 0.0])
+    edge = torch.sign(forward[:, 2:]) * down * down.new_tensor([1.0, 1.0, 0.0])
+    ahead = torch.where(ahead.norm(dim=1, keepdim=True) > 1e-3, ahead, edge)
+    eye = world_from_cam[:, :, 3]
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    return replace(cameras, cam_from_world=look_at(eye, eye + ahead, up).to(cameras.cam_from_world))
+
+
 def held_out(info: SceneInfo) -> list[Camera]:
     """The cameras of the held-out views, as they were, in the capture's order."""
     if not info.test:

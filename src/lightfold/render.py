@@ -22,6 +22,8 @@ from torch import Tensor
 from . import pictures
 from .cameras import Camera
 from .errors import RunError
+from .spherical_video import Tags, write_tags
+from .stereo import MONO, Viewing, eyes
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -58,11 +60,14 @@ def render_path(
     separate: bool = False,
     background: Tensor | None = None,
     crf: int = 18,
+    viewing: Viewing = MONO,
 ) -> Rendering:
     """Render every camera into an MP4 (H.264, yuv420p, BT.709, so that browsers and phones play it).
 
     cameras: a batch or a list of one size, in scene coordinates, of any lens. `out` ends in .mp4.
     outputs: of `OUTPUTS`, side by side in that order, or each in its own file (`separate`: out_rgb.mp4, ...).
+    viewing: for two eyes, and for how much of a panorama. Players are told of this and of panoramas, unless several
+    outputs share a frame.
     crf: 0 (largest) to 51 (worst); 18 is visually close to lossless. Odd sizes grow by one repeated row or column.
     An interruption at any moment leaves nothing, or an older video, under the final name.
     """
@@ -80,12 +85,16 @@ def render_path(
         raise ValueError(f"cameras: expected one size for a video, got {sorted(sizes)}")
     limits = path_depth_range(method, frames) if "depth" in outputs else None
     targets = [out.with_name(f"{out.stem}_{name}.mp4") for name in outputs] if separate else [out]
-    writers = [VideoWriter(target, fps, crf) for target in targets]
+    tags = viewing.tags(frames[0]) if separate or len(outputs) == 1 else None
+    writers = [VideoWriter(target, fps, crf, tags) for target in targets]
     notes: list[str] = []
     try:
         for done, camera in enumerate(frames, start=1):
-            image = method.render(camera, background)
-            shown = [shown_output(image, camera, name, limits, notes) for name in outputs]
+            seen = eyes(method, camera, viewing, background)
+            shown = [
+                viewing.packed([shown_output(image, eye, name, limits, notes) for image, eye in seen])
+                for name in outputs
+            ]
             for writer, picture in zip(writers, shown if separate else [np.hstack(shown)], strict=True):
                 writer.add(picture)
             if progress is not None:
@@ -111,6 +120,7 @@ def render_stills(
     depth_as: str = "colour",
     depth_unit: float = 0.001,
     suffix: str = ".png",
+    viewing: Viewing = MONO,
 ) -> Rendering:
     """Render every camera into pictures folder/NAME_rgb.png, NAME_depth.png, ...; sizes may differ.
 
@@ -134,16 +144,18 @@ def render_stills(
     notes: list[str] = []
     saturated = 0
     for done, (camera, stem) in enumerate(zip(frames, stems, strict=True), start=1):
-        image = method.render(camera, background)
+        seen = eyes(method, camera, viewing, background)
         for name in outputs:
             if name == "depth" and depth_as != "colour":
                 files.append(folder / f"{stem}_depth.{'npy' if depth_as == 'npy' else 'png'}")
                 # Where most of the ray went through, an expected depth means nothing; 0 says so.
-                depth = torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene
+                depths = [torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene for image, _ in seen]
+                depth = torch.from_numpy(viewing.packed([depth.numpy() for depth in depths]))
                 saturated += pictures.save_depth(files[-1], depth, depth_unit)
             else:
                 files.append(folder / f"{stem}_{name}{suffix}")
-                pictures.save_picture(files[-1], shown_output(image, camera, name, limits, notes))
+                shown = [shown_output(image, eye, name, limits, notes) for image, eye in seen]
+                pictures.save_picture(files[-1], viewing.packed(shown))
         if progress is not None:
             progress(done, len(frames))
     if saturated:
@@ -257,8 +269,9 @@ class VideoWriter:
     `discard` removes what is not finished and does nothing after `finish`; call it in a `finally`, or use `with`.
     """
 
-    def __init__(self, path: Path, fps: float, crf: int = 18) -> None:
+    def __init__(self, path: Path, fps: float, crf: int = 18, tags: Tags | None = None) -> None:
         self.path = path
+        self.tags = tags
         self.note = ""
         """One sentence when the encoder that was wanted is missing."""
         self._partial = path.with_name(f".{path.name}.partial")
@@ -296,6 +309,8 @@ class VideoWriter:
             self._container.mux(self._stream.encode())
             self._container.close()
             self._container = None
+            if self.tags is not None:
+                write_tags(self._partial, self.tags)
             os.replace(self._partial, self.path)
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error

@@ -190,6 +190,7 @@ class Scene:
         self.info = info
         self._pictures = pictures
         self._frames = tuple(frames)
+        self._z_depth: Tensor | None = None
         cameras = [info.cameras[i] for i in info.train]
         count = torch.tensor([camera.width * camera.height for camera in cameras])
         # Training pixels are numbered 0 .. total - 1, view after view, whatever lies between them in the file.
@@ -247,10 +248,11 @@ class Scene:
 
     # -- batches of pixels ---------------------------------------------------------------------------------------------
 
-    def pixels(self, n: int, rng: torch.Generator) -> Pixels:
+    def pixels(self, n: int, rng: torch.Generator, depth: bool = False) -> Pixels:
         """n pixels drawn evenly, with replacement, from all unmasked pixels of all training views.
 
         The draw depends on the generator alone. This is the training loop's hot path: no loop over views or pixels.
+        With `depth`, measured distances come along where the capture has any; the first call reads them all.
         """
         number = self._draw(n, rng)
         slot = self._slot(number)
@@ -278,7 +280,26 @@ class Scene:
             rgb=self._pictures.rgb.index_select(0, row).to(torch.float32).div_(255),
             alpha=torch.ones(n) if alpha is None else alpha.index_select(0, row).to(torch.float32).div_(255),
             xy=xy,
+            depth=self._distance(number, in_cam) if depth else None,
         )
+
+    def _distance(self, number: Tensor, in_cam: Tensor) -> Tensor | None:
+        """Measured distances [n] along rays of directions `in_cam` [n, 3], 0 where unknown."""
+        if self._z_depth is None:
+            views = [self._depth(i) for i in self.info.train]
+            if all(view is None for view in views):
+                return None
+            cameras = [self.info.cameras[i] for i in self.info.train]
+            flat = [
+                torch.zeros(camera.height * camera.width) if view is None else view.reshape(-1)
+                for view, camera in zip(views, cameras, strict=True)
+            ]
+            # Half precision resolves a thousandth of the distance, which no sensor does, in half the memory.
+            self._z_depth = torch.cat([view.half() for view in flat])
+        z = self._z_depth.index_select(0, number).float()
+        # z-depth says nothing about a direction that looks sideways.
+        forward = in_cam[:, 2]
+        return torch.where((z > 0) & z.isfinite() & (forward > 0.05), z / forward.clamp(min=0.05), 0.0)
 
     def _draw(self, n: int, rng: torch.Generator) -> Tensor:
         """[n] numbers of training pixels that no mask excludes."""

@@ -58,7 +58,7 @@ class FloatingField(BallField):
 class BallDistance(BallRender):
     """The same with a signed distance."""
 
-    def sdf(self, points: Tensor) -> Tensor:
+    def sdf_at(self, points: Tensor) -> Tensor:
         return points.norm(dim=1) - RADIUS
 
 

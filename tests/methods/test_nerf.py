@@ -10,70 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as Picture
+from three_scenes import KINDS, Wall, camera_at, info_of
 from torch import Tensor
 
-from lightfold.cameras import Camera, Lens
+from lightfold.cameras import Camera
 from lightfold.capture import Capture, Frame
 from lightfold.errors import ConfigError
-from lightfold.geometry import Similarity, look_at
 from lightfold.methods import method_class
-from lightfold.methods.nerf import (
-    BOX,
-    Bounded,
-    ForwardFacing,
-    NeRF,
-    NeRFConfig,
-    RadianceField,
-    Unbounded,
-    composite,
-    positional_encoding,
-    ray_weights,
-)
+from lightfold.methods.nerf import NeRF, NeRFConfig, RadianceField, composite, positional_encoding, ray_weights
 from lightfold.optim import Adam
 from lightfold.rays import Rays
-from lightfold.scene import Pixels, Scene, SceneConfig, SceneInfo, load_scene
+from lightfold.scene import Scene, SceneConfig, load_scene
 
 SMALL = NeRFConfig(rays=32, coarse_samples=8, fine_samples=8, width=16, depth=2, chunk=50)
-
-
-Triple = tuple[float, float, float]
-
-
-def camera_at(eye: Triple, target: Triple = (0.0, 0.0, 0.0), side: int = 8) -> Camera:
-    """A pinhole camera of about 50 degrees that sees `target`; +z is up, or -y where the camera looks along z."""
-    position, aim = torch.tensor(eye, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
-    up = torch.tensor([0.0, -1.0, 0.0] if eye[:2] == target[:2] else [0.0, 0.0, 1.0], dtype=torch.float64)
-    intrinsics = torch.tensor([1.1 * side, 1.1 * side, side / 2, side / 2], dtype=torch.float64)
-    return Camera(look_at(position, aim, up), intrinsics, torch.zeros(0, dtype=torch.float64), side, side, Lens.PINHOLE)
-
-
-def info_of(kind: str, background: Triple | None = None) -> SceneInfo:
-    """A scene of three cameras. Forward-facing: spread over a plane and pushed back and forth, looking along +z."""
-    eyes = [(-0.3, 0.0, 0.1), (0.3, 0.1, -0.1), (0.0, -0.2, 0.0)]
-    if kind == "forward-facing":
-        cameras = tuple(camera_at(eye, (eye[0], eye[1], 5.0)).to(torch.float32) for eye in eyes)
-    else:
-        cameras = tuple(camera_at((3 * x + 2.0, y, 1.0)).to(torch.float32) for x, y, _ in eyes)
-    return SceneInfo(
-        bounded=kind == "bounded",
-        cameras=cameras,
-        names=("a", "b", "c"),
-        train=(0, 1, 2),
-        test=(),
-        near=0.5,
-        view_near=(0.6, 0.5, 0.7),
-        far=4.0 if kind == "bounded" else 1000.0,
-        scene_from_capture=Similarity.identity(),
-        background=background,
-        forward_facing=kind == "forward-facing",
-    )
-
-
-def space_of(kind: str) -> Bounded | Unbounded | ForwardFacing:
-    return {"bounded": Bounded, "unbounded": Unbounded, "forward-facing": ForwardFacing}[kind](info_of(kind))
-
-
-KINDS = ["bounded", "unbounded", "forward-facing"]
 
 
 class TestEncodingAndNetwork:
@@ -170,84 +119,6 @@ class TestCompositing:
         torch.testing.assert_close(seen.depth, torch.zeros(2))
         seen.rgb.sum().backward()
         assert weights.grad is not None and weights.grad.isfinite().all()
-
-
-class TestPlacement:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_span_runs_from_near_to_far(self, kind: str) -> None:
-        """s = 0 and 1 are the near and far ends in real distance, and everything between is in order."""
-        space, camera = space_of(kind), info_of(kind).cameras[0]
-        rays = space.bound(camera.rays(camera.pixel_grid()))
-        rays = rays[rays.far > rays.near]
-        s = torch.linspace(0, 1, 33).expand(len(rays), 33)
-        points, length, distance = space.at(rays, s)
-        torch.testing.assert_close(distance[:, 0], rays.near, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(distance[:, -1], rays.far, rtol=2e-2, atol=0)
-        assert (distance.diff(dim=-1) > 0).all() and (length.diff(dim=-1) > 0).all()
-        assert points.isfinite().all() and points.abs().max() <= 2.0
-        assert len(rays) > 0
-
-    def test_bounded_ends_on_the_walls(self) -> None:
-        space = space_of("bounded")
-        origin = torch.tensor([[-3.0, 0.2, 0.1], [0.0, 0.0, 0.0]])
-        bound = space.bound(Rays(origin, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])))
-        torch.testing.assert_close(bound.near, torch.tensor([3 - BOX, 0.5]))
-        torch.testing.assert_close(bound.far, torch.tensor([3 + BOX, BOX]))
-
-    def test_bounded_misses(self) -> None:
-        """Beside the cube, away from it, along a face outside, and rays that are not numbers."""
-        origin = torch.tensor([[-3.0, 2.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 1.2, 0.0], [math.nan, 0.0, 0.0]])
-        direction = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-        bound = space_of("bounded").bound(Rays(origin, direction))
-        assert not (bound.far > bound.near).any()
-
-    def test_unbounded_is_even_in_disparity(self) -> None:
-        space, camera = space_of("unbounded"), info_of("unbounded").cameras[1]
-        rays = space.bound(camera.rays(camera.pixel_grid()))
-        _, _, distance = space.at(rays, torch.linspace(0, 1, 9).expand(len(rays), 9))
-        steps = (1 / distance).diff(dim=-1)
-        torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=1e-3, atol=1e-5)
-
-    def test_forward_facing_distance_is_that_of_the_point(self) -> None:
-        """Undo the warp by hand: z' = 1 - 2 n / z gives the depth of each sample, hence its distance along the ray."""
-        space, camera = space_of("forward-facing"), info_of("forward-facing").cameras[1]
-        assert isinstance(space, ForwardFacing)
-        rays = space.bound(camera.rays(camera.pixel_grid()))
-        points, _, distance = space.at(rays, torch.linspace(0, 0.95, 11).expand(len(rays), 11))
-        turned = space.turned(rays)
-        depth = 2 * space.near / (1 - points[..., 2])
-        expected = (depth - turned.origin[:, None, 2]) / turned.direction[:, None, 2]
-        torch.testing.assert_close(distance, expected, rtol=1e-4, atol=1e-4)
-        x = points[..., 0] * space.width / (2 * space.focal) * depth
-        torch.testing.assert_close(x, turned.at(distance)[..., 0], rtol=1e-3, atol=1e-4)
-
-    def test_forward_facing_near_plane_hides_nothing(self) -> None:
-        """The plane lies before the near end of every training view, and behind no camera's back."""
-        info = info_of("forward-facing")
-        space = ForwardFacing(info)
-        for camera, near in zip(info.cameras, info.view_near, strict=True):
-            depth = space.turned(camera.rays(camera.pixel_grid())).origin[0, 2]
-            assert depth >= -1e-6 and space.near <= depth + near + 1e-6
-
-    def test_forward_facing_ignores_rays_that_look_back(self) -> None:
-        direction = torch.tensor([[0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-        bound = space_of("forward-facing").bound(Rays(torch.zeros(3, 3), direction))
-        assert (bound.far > bound.near).tolist() == [False, False, True]
-
-    def test_forward_facing_follows_the_cameras_not_the_axes(self) -> None:
-        """The same rig, turned and moved as a whole, gives the same coordinates."""
-        info = info_of("forward-facing")
-        angle = torch.tensor(0.7, dtype=torch.float64)
-        c, s = angle.cos(), angle.sin()
-        rotation = torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]], dtype=torch.float64)
-        moved = Similarity(1.0, rotation, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
-        turned = replace(info, cameras=tuple(camera.transformed(moved) for camera in info.cameras))
-        points = []
-        for each in (info, turned):
-            space, camera = ForwardFacing(each), each.cameras[0]
-            rays = space.bound(camera.rays(camera.pixel_grid()))
-            points.append(space.at(rays, torch.linspace(0, 1, 5).expand(len(rays), 5))[0])
-        torch.testing.assert_close(points[0], points[1], rtol=1e-3, atol=1e-3)
 
 
 class TestMethod:
@@ -396,32 +267,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     box = torch.tensor([[-0.7] * 3, [0.7] * 3], dtype=torch.float64)
     capture = Capture(root=root, format="blender", frames=tuple(frames), bounds=box, background="white")
     return load_scene(capture, SceneConfig(), root / "cache")
-
-
-class Wall:
-    """A scene that is painted, not photographed: a coloured wall at z = 2, seen from a plane of cameras at z = 0."""
-
-    def __init__(self, kind: str) -> None:
-        self.eyes = [(x, y, 0.02 * x) for x in (-0.4, -0.15, 0.15, 0.4) for y in (-0.3, 0.0, 0.3)]
-        cameras = tuple(camera_at(eye, (eye[0], eye[1], 2.0), side=24).to(torch.float32) for eye in self.eyes)
-        views = tuple(range(len(cameras)))
-        named = {"names": tuple(map(str, views)), "train": views, "view_near": (0.8,) * len(views), "near": 0.8}
-        # An expected distance has a long tail: weight of one part in a thousand at a far end of 1000 would add 1 to it.
-        self.info = replace(info_of(kind), cameras=cameras, far=10.0, **named)
-        rays = [camera.rays(camera.pixel_grid()) for camera in cameras]
-        self.origin, self.direction = torch.cat([r.origin for r in rays]), torch.cat([r.direction for r in rays])
-
-    @staticmethod
-    def paint(rays: Rays) -> tuple[Tensor, Tensor]:
-        """Colour and distance of the wall along rays."""
-        distance = (2.0 - rays.origin[:, 2]) / rays.direction[:, 2]
-        x, y, _ = rays.at(distance[:, None])[:, 0].unbind(-1)
-        return 0.5 + 0.4 * torch.stack([(5 * x).sin(), (6 * y).sin(), (4 * x - 5 * y).cos()], dim=-1), distance
-
-    def pixels(self, n: int, rng: torch.Generator) -> Pixels:
-        chosen = torch.randint(len(self.origin), (n,), generator=rng)
-        rays = Rays(self.origin[chosen], self.direction[chosen], near=torch.tensor(0.8))
-        return Pixels(rays, self.paint(rays)[0], torch.ones(n), torch.zeros(n, 2))
 
 
 def train(scene: Scene | Wall, config: NeRFConfig, steps: int, seed: int = 0) -> tuple[NeRF, list[float]]:

@@ -49,6 +49,7 @@ def page(run: Run, tmp_path: Path) -> Iterator[Browser]:
             browser.open(viewer.address)
             browser.wait("document.querySelector('canvas') !== null")
             browser.wait("document.body.innerText.includes('Field of view')")
+            browser.viewer = viewer  # type: ignore[attr-defined]
             client = viewer.clients[0]
             assert client.panels.path is not None
             client.panels.path.width.value, client.panels.path.height.value = 160, 120
@@ -138,8 +139,16 @@ def test_a_mesh_is_made_and_downloaded(page: Browser, tmp_path: Path) -> None:
     page.wait("document.body.innerText.includes('Mesh as')")
     page.click("Export")  # the tab
     page.run("[...document.querySelectorAll('button')].filter(b => b.innerText.trim() === 'Export').pop().click()")
-    mesh = trimesh.load_mesh(downloaded(tmp_path, ".glb", page))
-    assert len(mesh.faces) > 500
+    file = downloaded(tmp_path, ".glb", page)
+    assert len(trimesh.load_mesh(file).faces) > 500
+    # The page's own renderer is three.js: the file opens there too, and its colours are the field's.
+    before = seen(page)
+    scene = page.viewer.clients[0].handle.scene
+    scene.set_background_image(np.full((64, 64, 3), 255, dtype=np.uint8))
+    empty = changed(page, before)
+    scene.add_glb("/mesh", file.read_bytes(), scale=1.0)
+    shown = changed(page, empty)
+    assert len(np.unique(shown.reshape(-1, 3)[::7], axis=0)) > 100
 
 
 def test_the_verb_serves_a_page(run: Run, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ class EvalArguments:
     """Also LPIPS, with this network; published tables use vgg. Needs the extra [lpips] and fetches weights once."""
     background: Literal["auto", "black", "white", "grey"] = "auto"
     """What to put behind transparent pixels; auto is what the scene says."""
+    refine: Literal["none", "poses", "appearance", "both"] = "none"
+    """Fit each view's own pose, appearance or both to its photograph before scoring it. The scores go to
+    eval_refined.json: they are not comparable with plain ones."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
     capture: str | None = None
@@ -58,6 +61,7 @@ def main(words: list[str]) -> None:
         step=arguments.step,
         background=None if arguments.background == "auto" else arguments.background,
         lpips=False if arguments.lpips == "none" else arguments.lpips,
+        refine=arguments.refine,
         again=True,
     )
     report = write_report(run.path)
@@ -71,6 +75,7 @@ def evaluate_run(
     step: int | None = None,
     background: str | None = None,
     lpips: str | bool = False,
+    refine: str = "none",
     again: bool = False,
 ) -> dict[str, Any]:
     """Score a checkpoint and write eval.json. Unless `again`, scores of the same checkpoint that exist are returned."""
@@ -78,7 +83,8 @@ def evaluate_run(
 
     found = run.checkpoint(step)
     step = None if found is None else found.step
-    written = _written(run.path / "eval.json") if views == "test" and not again else {}
+    plain = views == "test" and refine == "none"
+    written = _written(run.path / "eval.json") if plain and not again else {}
     if written and written["protocol"].get("step") == step:
         console.say(f"The checkpoint of step {step} has been scored already.")
         return written
@@ -91,7 +97,9 @@ def evaluate_run(
         **{key: run.about.get(key) for key in ("processor", "instruction_set")},
     }
     with console.progress("scoring views") as report:
-        return evaluate(method, scene, views, run.path, protocol, background=background, lpips=lpips, progress=report)
+        return evaluate(
+            method, scene, views, run.path, protocol, background=background, lpips=lpips, refine=refine, progress=report
+        )
 
 
 def _written(path: Path) -> dict[str, Any]:
@@ -115,6 +123,8 @@ def scores(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("views", f"{protocol.get('view_count', '?')} ({protocol.get('views', '?')}) at {shown}"))
     if protocol.get("of_them_trained_on"):
         rows.append(("careful", f"{protocol['of_them_trained_on']} of these views were trained on"))
+    if protocol.get("refined", "none") != "none":
+        rows.append(("careful", protocol["refined"]))
     if isinstance(protocol.get("lpips"), str) and mean.get("lpips") is None and "asked" not in protocol["lpips"]:
         rows.append(("LPIPS", protocol["lpips"]))
     if timing.get("seconds_per_view"):

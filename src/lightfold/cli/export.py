@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..methods.base import Method
     from ..run import Run
 
+SIDE = 400
 WHATS = ("mesh", "points", "cameras", "volume")
 DESCRIPTION = """Export a mesh, a point cloud, the cameras or a volume from a run.
 
@@ -45,17 +46,19 @@ class ExportArguments:
     box: tuple[float, float, float, float, float, float] | None = None
     """Lower and upper corner (x y z x y z), in that frame, of what to export. None: where cameras and content are."""
     views: int = 60
-    """Training views that are rendered to judge and colour what is exported."""
-    side: int = 400
-    """Pixels on the longer side of those."""
+    """Training views that are rendered to judge and colour what is exported, or that a dense workspace holds."""
+    side: int | None = None
+    """Pixels on the longer side of those; of the pictures and depth maps of a dense workspace. None: 400; as many as
+    the training pictures have."""
     page: bool = False
     """Also write one HTML file that turns the mesh or the points on a page, to send to somebody."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
     formats: tuple[Literal["ply", "glb", "obj", "stl"], ...] = ("ply", "glb")
     """mesh: file formats, where --out does not say."""
-    source: Literal["auto", "density", "fusion", "sdf"] = "auto"
-    """mesh: from the method's density or signed distance, or from rendered depth, which every method has."""
+    source: Literal["auto", "density", "fusion", "sdf", "poisson"] = "auto"
+    """mesh: from the method's density or signed distance; from rendered depth, or closed around the point cloud
+    (poisson), which every method has."""
     resolution: int | None = None
     """mesh, volume: samples along the longest side of the box. None: 384 for a mesh, 192 for a volume."""
     level: float | None = None
@@ -72,8 +75,8 @@ class ExportArguments:
     """mesh: drop what no training camera sees."""
     count: int = 500_000
     """points: how many."""
-    cameras_as: Literal["transforms", "colmap", "llff", "neus"] = "transforms"
-    """cameras: the format."""
+    cameras_as: Literal["transforms", "colmap", "llff", "neus", "dense"] = "transforms"
+    """cameras: the format; dense is COLMAP's workspace with rendered depth and normal maps, for its fusion."""
     capture: Path | None = None
     """Where the pictures are now, for --texture photos, --frame original and the cameras. None: where they were."""
 
@@ -128,15 +131,17 @@ def _check(arguments: ExportArguments) -> None:
 def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     """What the arguments ask for; returns the files written."""
     b_from_scene = frame_of(run, arguments)
-    if arguments.what == "cameras":
+    dense = arguments.what == "cameras" and arguments.cameras_as == "dense"
+    if arguments.what == "cameras" and not dense:
         return _cameras(run, arguments, b_from_scene)
     _need_libraries(arguments)
     with _stages() as progress:
         from ..export.views import render_views
 
         method = run.method(arguments.step)
-        views = render_views(method, arguments.views, arguments.side, progress)
-        make = {"mesh": _mesh, "points": _points, "volume": _volume}[arguments.what]
+        side = None if dense else arguments.side
+        views = render_views(method, arguments.views, side or SIDE, progress)
+        make = {"mesh": _mesh, "points": _points, "volume": _volume, "cameras": _dense}[arguments.what]
         return make(run, method, views, arguments, b_from_scene, progress)
 
 
@@ -214,6 +219,20 @@ def _scene_box(arguments: ExportArguments, b_from_scene: Similarity) -> Tensor |
     return torch.stack([corners.amin(0), corners.amax(0)]).float()
 
 
+def _in_box(arguments: ExportArguments, xyz: Tensor) -> Tensor:
+    """[N] bool: points [N, 3] of the chosen frame that lie in the box that was asked for."""
+    import torch
+
+    from ..export.views import inside_box
+
+    return inside_box(xyz, torch.tensor(arguments.box, dtype=torch.float64).reshape(2, 3))
+
+
+def _require(count: int) -> None:
+    if count == 0:
+        raise RunError("No surface was found in the box. Give another --box, or none.")
+
+
 def _target(run: Run, arguments: ExportArguments, name: str) -> Path:
     return arguments.out or run.path / "exports" / name
 
@@ -229,10 +248,10 @@ def _mesh(
     b_from_scene: Similarity,
     progress: Progress,
 ) -> list[Path]:
-    import numpy as np
+    import torch
 
     from ..export.mesh import MeshOptions, extract_mesh, write_mesh
-    from ..export.surface import inside_box, keep_faces
+    from ..export.surface import keep_faces
 
     triangles = arguments.triangles
     if arguments.texture != "none" and triangles is None:
@@ -251,10 +270,9 @@ def _mesh(
         console.remark(note)
     mesh = found.mesh
     if arguments.box is not None:
-        corners = np.array(arguments.box).reshape(2, 3)
-        mesh = keep_faces(mesh, inside_box(mesh.moved(b_from_scene).vertices, mesh.faces, corners))
-        if len(mesh.faces) == 0:
-            raise RunError("No surface was found in the box. Give another --box, or none.")
+        inside = _in_box(arguments, torch.from_numpy(mesh.moved(b_from_scene).vertices)).numpy()
+        mesh = keep_faces(mesh, inside[mesh.faces].all(axis=1))
+        _require(len(mesh.faces))
     if arguments.texture != "none":
         from ..export.texture import textured
 
@@ -306,8 +324,6 @@ def _points(
     b_from_scene: Similarity,
     progress: Progress,
 ) -> list[Path]:
-    import torch
-
     from ..export.page import SHOWN_POINTS, write_page
     from ..export.ply import write_ply
     from ..export.points import extract_points
@@ -315,11 +331,9 @@ def _points(
     points = extract_points(method, arguments.count, _scene_box(arguments, b_from_scene), progress, views)
     xyz = b_from_scene.apply(points.xyz.double())
     if arguments.box is not None:
-        low, high = torch.tensor(arguments.box, dtype=torch.float64).reshape(2, 3)
-        inside = ((xyz >= low) & (xyz <= high)).all(dim=1)
+        inside = _in_box(arguments, xyz)
         points, xyz = points.select(inside), xyz[inside]
-        if len(points) == 0:
-            raise RunError("No surface was found in the box. Give another --box, or none.")
+        _require(len(points))
     normals = (points.normal.double() @ b_from_scene.rotation.T).float().numpy()
     target = _target(run, arguments, "points.ply")
     write_ply(target, xyz.numpy(), normals, points.rgb.numpy())
@@ -369,6 +383,33 @@ def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> 
     for note in write_cameras(capture, run.info, b_from_scene, arguments.cameras_as, folder):
         console.remark(note)
     console.say(f"{len(capture)} cameras as {arguments.cameras_as}.")
+    return [folder]
+
+
+def _dense(
+    run: Run,
+    method: Method,
+    views: list[Seen],
+    arguments: ExportArguments,
+    b_from_scene: Similarity,
+    progress: Progress,
+) -> list[Path]:
+    from ..export.dense import write_dense
+    from . import steps
+
+    folder = _target(run, arguments, "dense")
+    if arguments.out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} holds something already; give a new or an empty folder with --out.")
+    scene = None
+    if arguments.capture is not None or Path(run.config.capture).expanduser().exists():
+        scene = steps.scene_of(run, arguments.capture)
+    else:
+        console.remark(
+            f"The pictures are no longer at {run.config.capture}, so the workspace gets renderings in their place; say "
+            "where they are with --capture."
+        )
+    count = write_dense(method, views, b_from_scene, folder, arguments.side, scene, progress)
+    console.say(f"{len(views)} pictures with depth and normal maps, {count:,} sparse points.")
     return [folder]
 
 

@@ -14,14 +14,20 @@ from .arguments import parse
 
 if TYPE_CHECKING:
     from ..cameras import Camera, Lens
+    from ..capture import Capture
     from ..geometry import Similarity
     from ..render import Rendering
     from ..run import Run
     from ..scene import SceneInfo
+    from ..stereo import Viewing
 
 FPS = 24.0
 OUTPUTS = ("rgb", "depth", "normal", "alpha")
 VIEWS = ("held-out", "train")
+PANORAMAS = {"equirectangular": (2048, 1024), "vr180": (1024, 1024)}
+"""Lenses that see all round, or half of it, and the size of one eye's picture."""
+HUMAN_EYES = 0.063
+"""Mean distance between people's pupils in metres (Dodgson 2004)."""
 DESCRIPTION = """Render a video, or stills, from a run.
 
 PATH is auto (an orbit where the cameras stood around something, otherwise along the photographer's way), orbit, spiral,
@@ -47,9 +53,16 @@ class RenderArguments:
     fps: float | None = None
     """Frames per second of the video. None: 24, or what the camera-path file says."""
     size: tuple[int, int] | None = None
-    """Width and height in pixels. None: those of the training pictures, or of the camera-path file."""
-    lens: Literal["auto", "pinhole", "fisheye", "equirectangular", "orthographic"] = "auto"
-    """Lens of the camera that travels."""
+    """Width and height in pixels, of one eye's picture in stereo. None: those of the training pictures, or of the
+    camera-path file; 2048 x 1024 for panoramas, 1024 x 1024 for vr180."""
+    lens: Literal["auto", "pinhole", "fisheye", "equirectangular", "orthographic", "vr180"] = "auto"
+    """Lens of the camera that travels: vr180 is the front half of a panorama, for two eyes unless --stereo mono says
+    otherwise. Panoramas keep their horizon level."""
+    stereo: Literal["auto", "mono", "side-by-side", "top-bottom"] = "auto"
+    """One picture, or one for each eye and how the two share the frame. Panoramas become omnidirectional stereo."""
+    eye_distance: float | None = None
+    """Between the eyes, in units of the capture. None: 0.063 where the capture is in metres, else a thirtieth of the
+    distance to what the cameras look at."""
     background: tuple[float, float, float] | None = None
     """Colour behind everything, red green blue in [0, 1]. None: what the scene says."""
     viewer_frame: Path | None = None
@@ -86,6 +99,10 @@ def _check(arguments: RenderArguments) -> None:
         raise ConfigError("--size must be two numbers of pixels from 1 to 16384, such as --size 1280 720.")
     if arguments.background is not None and not all(0 <= value <= 1 for value in arguments.background):
         raise ConfigError("--background must be three numbers from 0 to 1, such as --background 1 1 1.")
+    if arguments.eye_distance is not None and not 0 < arguments.eye_distance < 1e6:
+        raise ConfigError("--eye-distance must be a distance above 0, in units of the capture.")
+    if arguments.lens == "vr180" and (arguments.path in VIEWS or arguments.path.endswith(".json")):
+        raise ConfigError("--lens vr180 needs a path that is made here: auto, orbit, spiral or interpolate.")
     as_video = not arguments.stills and arguments.path not in VIEWS
     if as_video and arguments.out is not None and arguments.out.suffix.lower() != ".mp4":
         raise ConfigError(f"--out must end in .mp4 for a video, and it is {arguments.out}; or ask for --stills.")
@@ -97,8 +114,13 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
 
     from ..render import render_path, render_stills
 
-    cameras, fps, names, notes = cameras_of(run, arguments)
+    cameras, fps, names, notes, eyes = cameras_of(run, arguments)
     background = None if arguments.background is None else torch.tensor(arguments.background)
+    viewing = viewing_of(run, arguments, eyes)
+    if viewing.half and arguments.size is not None and arguments.size[0] % 2:
+        raise ConfigError(f"--size must have an even width for vr180, and it is {arguments.size[0]}.")
+    if viewing.layout != "mono" and len(arguments.outputs) > 1 and not arguments.stills and names is None:
+        raise ConfigError("A stereo video has room for one of --outputs; render the others into videos of their own.")
     method = run.method(arguments.step)
     name = Path(arguments.path).stem if arguments.path.endswith(".json") else arguments.path
     for note in notes:
@@ -115,15 +137,51 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
                 report,
                 background=background,
                 depth_as=arguments.depth_as,
+                viewing=viewing,
             )
-        out = arguments.out or run.path / "renders" / f"{'_'.join([name, *arguments.outputs])}.mp4"
-        return render_path(method, cameras, out, arguments.fps or fps, arguments.outputs, report, background=background)
+        kind = ["vr180"] if viewing.half else [viewing.layout] if viewing.layout != "mono" else []
+        out = arguments.out or run.path / "renders" / f"{'_'.join([name, *kind, *arguments.outputs])}.mp4"
+        return render_path(
+            method,
+            cameras,
+            out,
+            arguments.fps or fps,
+            arguments.outputs,
+            report,
+            background=background,
+            viewing=viewing,
+        )
+
+
+def viewing_of(run: Run, arguments: RenderArguments, eyes: str = "") -> Viewing:
+    """How many eyes look, how far apart they are, and how much of a panorama they see.
+
+    eyes: what a camera-path file asks for, of `path_files.TWO_EYES` or nothing.
+    """
+    from ..paths import arrangement
+    from ..stereo import Viewing
+
+    half = "vr180" in (arguments.lens, eyes)
+    layout = arguments.stereo
+    if layout == "auto":
+        layout = "side-by-side" if half else "top-bottom" if eyes else "mono"
+    if layout == "mono":
+        return Viewing(half=half)
+    scene_per_capture = run.info.scene_from_capture.scale
+    if arguments.eye_distance is not None:
+        distance = arguments.eye_distance * scene_per_capture
+    elif _is_metric(run):
+        distance = HUMAN_EYES * scene_per_capture
+    else:
+        distance = arrangement(run.info).reach / 30
+    return Viewing(layout, distance, half)
 
 
 def cameras_of(
     run: Run, arguments: RenderArguments
-) -> tuple[Camera | list[Camera], float, list[str] | None, tuple[str, ...]]:
-    """Cameras of the path, its frame rate, names where the cameras are those of views, and notes."""
+) -> tuple[Camera | list[Camera], float, list[str] | None, tuple[str, ...], str]:
+    """Cameras of the path, its frame rate, names where the cameras are those of views, notes, and what a camera-path
+    file says about eyes (see `viewing_of`)."""
     from .. import path_files, paths
     from ..config import did_you_mean
 
@@ -131,29 +189,54 @@ def cameras_of(
     if path in VIEWS:
         indices = list(info.test if path == "held-out" else info.train)
         views = paths.held_out(info) if path == "held-out" else [info.cameras[i] for i in indices]
-        return views, FPS, [info.names[i] for i in indices], ()
+        return views, FPS, [info.names[i] for i in indices], (), ""
     if path.endswith(".json"):
         frame = None
         if arguments.viewer_frame is not None:
             frame = path_files.capture_from_nerfstudio(arguments.viewer_frame, _original_from_capture(run))
         found = path_files.camera_path_json(path, info, frame)
-        cameras = found.cameras if arguments.size is None else found.cameras.resized(*arguments.size)
-        return cameras, found.fps, None, found.notes
+        cameras = found.cameras
+        if arguments.size is not None:
+            wider = 2 if found.eyes == "vr180" else 1
+            cameras = cameras.resized(wider * arguments.size[0], arguments.size[1])
+        return cameras, found.fps, None, found.notes, found.eyes
     if path != "auto" and path not in paths.PATHS:
         known = ["auto", *paths.PATHS, *VIEWS]
         raise ConfigError(f"There is no path called '{path}', and it is no .json file. {did_you_mean(path, known)}")
-    template = paths.template_camera(info, arguments.size, _lens(arguments.lens))
+    template = paths.template_camera(info, _size(arguments), _lens(arguments.lens))
     make = paths.auto if path == "auto" else paths.PATHS[path]
-    return make(info, arguments.frames, template), FPS, None, ()
+    cameras = make(info, arguments.frames, template)
+    if arguments.lens in PANORAMAS:
+        cameras = paths.levelled(cameras)
+    return cameras, FPS, None, (), ""
 
 
-def _original_from_capture(run: Run) -> Similarity | None:
-    """The frame change that the capture's own file states, if the capture is still there to be asked."""
+def _size(arguments: RenderArguments) -> tuple[int, int] | None:
+    """Width and height of the camera that travels: of vr180, the whole panorama whose front half is shown."""
+    if arguments.lens not in PANORAMAS:
+        return arguments.size
+    width, height = arguments.size or PANORAMAS[arguments.lens]
+    return (2 * width, height) if arguments.lens == "vr180" else (width, height)
+
+
+def _capture(run: Run) -> Capture | None:
+    """What the run was trained on, if it is still there to be asked."""
     from ..formats import open_capture
 
     if not Path(run.config.capture).exists():
         return None
-    return open_capture(run.config.capture, run.config.format).original_from_capture
+    return open_capture(run.config.capture, run.config.format)
+
+
+def _original_from_capture(run: Run) -> Similarity | None:
+    """The frame change that the capture's own file states."""
+    capture = _capture(run)
+    return None if capture is None else capture.original_from_capture
+
+
+def _is_metric(run: Run) -> bool:
+    capture = _capture(run)
+    return capture is not None and capture.metric
 
 
 def _lens(name: str) -> Lens | None:
@@ -161,6 +244,7 @@ def _lens(name: str) -> Lens | None:
 
     lenses = {"pinhole": Lens.PINHOLE, "fisheye": Lens.OPENCV_FISHEYE}
     lenses |= {"equirectangular": Lens.EQUIRECTANGULAR, "orthographic": Lens.ORTHOGRAPHIC}
+    lenses |= {"vr180": Lens.EQUIRECTANGULAR}
     return lenses.get(name)
 
 

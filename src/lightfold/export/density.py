@@ -8,20 +8,17 @@ crossing along the rays of the training views agrees best with the rendered dept
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..errors import RunError
-from ..methods.base import Method
-from ..methods.ngp import NGP
-from ..ops.march import cell_of, unpack_bits
+from ..methods.base import HasDensity, HasOccupancy
 from .blocks import Blocks, Lattice, block_samples
-from .views import Progress, Seen, surface_points
+from .views import Progress, Seen, inside_box, surface_points, written_box
 
 RAYS = 4096
 """Rays by which the level is chosen."""
@@ -32,46 +29,6 @@ LEVELS = 48
 FOLD = math.log(1e3)
 """Samples are logarithms of density over level, in units of this, cut off at -1 and 1."""
 BLOCK = 32
-
-
-@dataclass(frozen=True)
-class DensityField:
-    """A method's density as a function of points of the scene.
-
-    density:  [N, 3] -> [N] per scene unit, 0 where the method's own rendering skips.
-    occupied: [N, 3] -> [N] bool, False where the density is known to be 0; None when the method cannot tell.
-    cell:     the smallest distance over which `occupied` may change, in scene units.
-    """
-
-    density: Callable[[Tensor], Tensor]
-    occupied: Callable[[Tensor], Tensor] | None = None
-    cell: float = 0.0
-
-
-def density_of(method: Method) -> DensityField | None:
-    """The method's density field, or None when it has none that can be asked at a point."""
-    if isinstance(method, NGP):
-        return _ngp_density(method)
-    own = getattr(method, "density_at", None)
-    return None if own is None else DensityField(own)
-
-
-def _ngp_density(method: NGP) -> DensityField:
-    """Density inside occupied cells: elsewhere the network was never asked, and what it says there means nothing."""
-    grid = method.occupancy
-    bits = unpack_bits(grid.bits)
-    reach = 2.0 ** (grid.cascades - 1)
-
-    def occupied(points: Tensor) -> Tensor:
-        return bits[cell_of(points, grid.cascades, grid.size)] & (points.abs().amax(dim=1) <= reach)
-
-    def density(points: Tensor) -> Tensor:
-        found = torch.zeros(len(points))
-        inside = occupied(points).nonzero()[:, 0]
-        found[inside] = ops.density_at(method.field(), points[inside])
-        return found
-
-    return DensityField(density, occupied, cell=2.0 / grid.size)
 
 
 # --- the level ------------------------------------------------------------------------------------------------------
@@ -88,7 +45,7 @@ class Level:
 
 
 @torch.no_grad()
-def find_level(field: DensityField, views: Sequence[Seen], box: Tensor, rays: int = RAYS) -> Level:
+def find_level(field: HasDensity, views: Sequence[Seen], box: Tensor, rays: int = RAYS) -> Level:
     """The density at which rays enter matter where the pictures say that it is.
 
     For each of some random rays towards surface points in the box [2, 3] that no edge disturbs, density is sampled
@@ -97,16 +54,16 @@ def find_level(field: DensityField, views: Sequence[Seen], box: Tensor, rays: in
     anything at any level.
     """
     points = surface_points(views, 4 * rays)
-    points = points.select(((points.xyz >= box[0]) & (points.xyz <= box[1])).all(dim=1))
+    points = points.select(inside_box(points.xyz, box))
     if len(points) == 0:
-        raise RunError(f"No surface was found: none of the rendered depths lies in the box {_written(box)}.")
+        raise RunError(f"No surface was found: none of the rendered depths lies in the box {written_box(box)}.")
     points = points.select(torch.linspace(0, len(points) - 1, min(rays, len(points))).long())
     origin = torch.stack([views[i].camera.center.float() for i in points.view.tolist()])
     along = points.xyz - origin
     depth = along.norm(dim=1)
     share = 1 + torch.linspace(-REACH, REACH, STEPS)
     samples = origin[:, None] + along[:, None] * share[:, None]
-    density = field.density(samples.reshape(-1, 3)).reshape(len(points), STEPS)
+    density = field.density_at(samples.reshape(-1, 3)).reshape(len(points), STEPS)
     peak = density.amax(dim=1)
     if float((peak > 0).float().mean()) < 0.2:
         raise RunError(
@@ -127,22 +84,18 @@ def find_level(field: DensityField, views: Sequence[Seen], box: Tensor, rays: in
     return best
 
 
-def _written(box: Tensor) -> str:
-    return " ".join(f"{value:.3g}" for value in box.reshape(-1).tolist())
-
-
 # --- samples --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def density_blocks(field: DensityField, level: float, lattice: Lattice, progress: Progress | None = None) -> Blocks:
+def density_blocks(field: HasDensity, level: float, lattice: Lattice, progress: Progress | None = None) -> Blocks:
     """log(density / level) on the lattice, in the blocks that hold something: positive where denser than the level."""
     chosen = _occupied_blocks(field, level, lattice, progress)
     blocks: Blocks = {}
     for done, index in enumerate(chosen):
         if progress is not None and done % 8 == 0:
             progress("asking the density field", done, len(chosen))
-        sigma = field.density(lattice.points(block_samples(index, BLOCK)))
+        sigma = field.density_at(lattice.points(block_samples(index, BLOCK)))
         value = ((sigma.clamp(min=1e-12).log() - math.log(level)) / FOLD).clamp(-1, 1)
         if bool((value > -1).any()):
             blocks[index] = value.reshape(BLOCK, BLOCK, BLOCK).numpy().astype(np.float32)
@@ -150,21 +103,15 @@ def density_blocks(field: DensityField, level: float, lattice: Lattice, progress
 
 
 def _occupied_blocks(
-    field: DensityField, level: float, lattice: Lattice, progress: Progress | None
+    field: HasDensity, level: float, lattice: Lattice, progress: Progress | None
 ) -> list[tuple[int, int, int]]:
     """Blocks that may hold something, by probes on a grid that no occupied cell slips through.
 
     A method that cannot tell is asked for its density itself, at every fourth sample.
     """
     side = BLOCK * lattice.spacing
-    if field.occupied is not None:
-        probe, pitch = field.occupied, 0.5 * field.cell
-    else:
-        density, pitch = field.density, 4 * lattice.spacing
-
-        def probe(points: Tensor) -> Tensor:
-            return density(points) > 0.1 * level
-
+    knowing = field if isinstance(field, HasOccupancy) else None
+    pitch = 4 * lattice.spacing if knowing is None else 0.5 * knowing.cell
     axis = torch.linspace(0, BLOCK, max(2, 1 + math.ceil(side / pitch)), dtype=torch.float64)
     inner = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
     grid = lattice.block_grid(BLOCK)
@@ -175,6 +122,7 @@ def _occupied_blocks(
         if progress is not None:
             progress("looking for matter", done * together, len(every))
         points = lattice.points((part[:, None] * BLOCK + inner).reshape(-1, 3))
-        hit = probe(points).reshape(len(part), -1).any(dim=1)
+        probed = field.density_at(points) > 0.1 * level if knowing is None else knowing.occupied_at(points)
+        hit = probed.reshape(len(part), -1).any(dim=1)
         found += [(i, j, k) for i, j, k in part[hit].tolist()]
     return found

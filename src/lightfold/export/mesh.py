@@ -1,4 +1,4 @@
-"""A mesh of a run, from the method's density, signed distance or rendered depth, and its files.
+"""A mesh of a run, from the method's signed distance, density or rendered depth, and its files.
 
     views -> box -> samples on a sparse lattice -> triangles -> what cameras saw -> thinner -> colours -> PLY, GLB, ...
 
@@ -8,7 +8,7 @@ allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,28 +19,33 @@ from torch import Tensor
 
 from ..errors import ConfigError, RunError
 from ..files import whole_file
-from . import density, fusion
-from .blocks import Blocks, Lattice, block_samples, polygonise
+from ..methods.base import HasDensity, HasDistance
+from . import density, distance, fusion
+from .blocks import Lattice, polygonise
 from .ply import write_ply
+from .points import extract_points
+from .poisson import poisson_surface
 from .surface import Mesh, coloured, keep_faces, large_pieces, plain_mesh, thinned, vertex_normals, visible_faces
-from .views import Progress, Seen, content_box, observe, render_views
+from .views import Progress, Seen, content_box, observe, render_views, written_box
 
 if TYPE_CHECKING:
     import trimesh
 
     from ..methods.base import Method
 
-SOURCES = ("auto", "density", "fusion", "sdf")
+SOURCES = ("auto", "density", "fusion", "sdf", "poisson")
 FORMATS = ("ply", "glb", "obj", "stl")
-UNDECIDED = "No surface was found in the box {box} (scene units): {why}. {fix}"
+UNDECIDED = "No surface was found in the box {box} (scene units): {why}. {fix}."
+POISSON_POINTS = 1_000_000
 
 
 @dataclass(frozen=True)
 class MeshOptions:
     """How a mesh is made.
 
-    source: of `SOURCES`; auto is the signed distance where the method has one, else the density, else fusion.
-    resolution: cells along the longest side of the box.
+    source: of `SOURCES`; auto is the signed distance where the method has one, else the density, else fusion. Poisson
+        reconstruction closes the surface through a cloud of points, which every method has.
+    resolution: cells along the longest side of the box; for Poisson reconstruction, the nearest power of two.
     level: density per scene unit at which the surface is; None: found from the data (density only).
     box: [2, 3] lower and upper corner in the scene frame; None: what was captured (`content_box`).
     triangles: at most so many; None: as many as there are.
@@ -88,12 +93,14 @@ def extract_mesh(
     vertices, faces = _triangles(method, source, options, views, box, lattice, notes, progress)
     if len(faces) == 0:
         fix = "Train longer, give another --box, or --source fusion" if source != "fusion" else "Give another --box"
-        raise RunError(UNDECIDED.format(box=_written(box), why=f"the {source} never crosses its level there", fix=fix))
+        raise RunError(
+            UNDECIDED.format(box=written_box(box), why=f"the {source} never crosses its level there", fix=fix)
+        )
     mesh = _cleaned(plain_mesh(vertices, faces), views, lattice.spacing, options, progress)
     if len(mesh.faces) == 0:
         raise RunError(
             UNDECIDED.format(
-                box=_written(box),
+                box=written_box(box),
                 why="no training camera sees any of the triangles",
                 fix="Train longer, or keep them all with --no-only-seen --least-piece 0",
             )
@@ -107,9 +114,10 @@ def extract_mesh(
 def _source(method: Method, options: MeshOptions) -> str:
     """What the mesh is made from."""
     has = {
-        "sdf": sdf_of(method) is not None,
-        "density": density.density_of(method) is not None,
+        "sdf": isinstance(method, HasDistance),
+        "density": isinstance(method, HasDensity),
         "fusion": True,
+        "poisson": True,
     }
     if options.source == "auto":
         return next(name for name, there in has.items() if there)
@@ -120,17 +128,11 @@ def _source(method: Method, options: MeshOptions) -> str:
     return options.source
 
 
-def sdf_of(method: Method) -> Callable[[Tensor], Tensor] | None:
-    """The method's signed distance, [N, 3] points of the scene -> [N], negative inside; None where it has none."""
-    own = getattr(method, "sdf", None)
-    return own if callable(own) and not isinstance(own, torch.nn.Module) else None
-
-
 def _triangles(
     method: Method,
     source: str,
     options: MeshOptions,
-    views: Sequence[Seen],
+    views: list[Seen],
     box: Tensor,
     lattice: Lattice,
     notes: list[str],
@@ -138,45 +140,28 @@ def _triangles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and faces of the bare surface, before anything is taken away."""
     unknown = float("nan")
+    if source == "poisson":
+        return poisson_surface(
+            extract_points(method, POISSON_POINTS, box, progress, views), options.resolution, progress
+        )
     if source == "fusion":
         return polygonise(lattice, fusion.fused_blocks(views, lattice, progress), fusion.BLOCK, unknown, progress)
     if source == "sdf":
-        sdf = sdf_of(method)
-        assert sdf is not None
-        return polygonise(lattice, sdf_blocks(sdf, lattice, progress), density.BLOCK, unknown, progress)
-    field = density.density_of(method)
-    assert field is not None
+        assert isinstance(method, HasDistance)
+        blocks = distance.distance_blocks(method, lattice, progress)
+        return polygonise(lattice, blocks, distance.BLOCK, unknown, progress)
+    assert isinstance(method, HasDensity)
     level = options.level
     if level is None:
-        found = density.find_level(field, views, box)
+        found = density.find_level(method, views, box)
         level = found.density
         share = found.error / float((box[1] - box[0]).norm())
         notes.append(
             f"The surface is where density reaches {level:.3g} per scene unit: there it agrees best with the rendered "
             f"depth, within {share:.2%} of the box's diagonal for half of the rays."
         )
-    blocks = density.density_blocks(field, level, lattice, progress)
+    blocks = density.density_blocks(method, level, lattice, progress)
     return polygonise(lattice, blocks, density.BLOCK, -1.0, progress)
-
-
-@torch.no_grad()
-def sdf_blocks(sdf: Callable[[Tensor], Tensor], lattice: Lattice, progress: Progress | None = None) -> Blocks:
-    """A signed distance (negative inside) on the lattice, in the blocks whose middle is near enough to its surface.
-
-    A signed distance changes by no more than the way; learnt ones are not exact, so twice the reach is allowed for.
-    """
-    size = density.BLOCK
-    every = torch.cartesian_prod(*(torch.arange(n) for n in lattice.block_grid(size)))
-    reach = 0.5 * 3**0.5 * size * lattice.spacing
-    blocks: Blocks = {}
-    middle = torch.cat([sdf(lattice.points((part + 0.5) * size)).reshape(-1) for part in every.split(1 << 16)])
-    chosen = every[middle.abs() < 2 * reach].tolist()
-    for done, (i, j, k) in enumerate(chosen):
-        if progress is not None and done % 8 == 0:
-            progress("asking the signed distance", done, len(chosen))
-        value = -sdf(lattice.points(block_samples((i, j, k), size))).reshape(-1) / (8 * lattice.spacing)
-        blocks[i, j, k] = value.clamp(-1, 1).reshape(size, size, size).float().numpy()
-    return blocks
 
 
 def _cleaned(
@@ -191,10 +176,6 @@ def _cleaned(
     if options.least_piece > 0:
         mesh = keep_faces(mesh, large_pieces(mesh, options.least_piece))
     return replace(mesh, normals=vertex_normals(mesh.vertices, mesh.faces))
-
-
-def _written(box: Tensor) -> str:
-    return " ".join(f"{value:.3g}" for value in box.reshape(-1).tolist())
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import RunError
 from .surface import confirmed
-from .views import Progress, Seen, SurfacePoints, content_box, observe, render_views, surface_points
+from .views import Progress, Seen, SurfacePoints, content_box, inside_box, observe, render_views, surface_points
 
 if TYPE_CHECKING:
     from ..methods.base import Method
@@ -40,11 +40,11 @@ def extract_points(
     box = content_box(method.info, views) if box is None else box
     # How many of all pixels lie in the box is found from a small draw, so that the large one is of the right size.
     small = surface_points(views, 50_000)
-    share = float(_inside(small.xyz, box).float().mean())
+    share = float(inside_box(small.xyz, box).float().mean())
     if share == 0:
         raise RunError("No surface was found in the box: no rendered depth lies in it. Give another --box.")
     points = surface_points(views, int(SPARE * count / share))
-    points = points.select(_inside(points.xyz, box))
+    points = points.select(inside_box(points.xyz, box))
     seen = observe(points.xyz, points.normal, views, 0.0, progress)
     points = points.select(confirmed(seen))
     if progress is not None:
@@ -54,10 +54,6 @@ def extract_points(
         raise RunError("No surface was found on which the training views agree. Train longer, or give another --box.")
     chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]
     return points.select(chosen.sort().values)
-
-
-def _inside(xyz: Tensor, box: Tensor) -> Tensor:
-    return ((xyz >= box[0]) & (xyz <= box[1])).all(dim=1)
 
 
 def _with_neighbours(xyz: np.ndarray) -> np.ndarray:

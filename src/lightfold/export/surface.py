@@ -129,12 +129,6 @@ def pieces(mesh: Mesh) -> np.ndarray:
     return label[faces[:, 0]]
 
 
-def inside_box(vertices: np.ndarray, faces: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """[F] bool: faces with all three corners in the box [2, 3]."""
-    inside = ((vertices >= box[0]) & (vertices <= box[1])).all(axis=1)
-    return inside[faces].all(axis=1)
-
-
 def thinning_module() -> ModuleType:
     """The library that takes triangles away; RunError where it is not installed."""
     try:

@@ -54,6 +54,11 @@ class Seen:
     normal: Tensor
 
     @property
+    def size(self) -> Tensor:
+        """[2] width and height of the camera's picture."""
+        return torch.tensor([self.camera.width, self.camera.height])
+
+    @property
     def flat(self) -> Tensor:
         """[H, W] bool: the pixel shows a surface, and no edge of one, where an expected depth lies between two."""
         return self.farthest - self.nearest < FLAT * self.depth
@@ -132,7 +137,7 @@ def surface_points(views: Sequence[Seen], count: int, seed: int = 0) -> SurfaceP
         xy = torch.stack([drawn % view.camera.width, drawn // view.camera.width], dim=1) + 0.5
         rays = view.camera.rays(xy)
         xyz = rays.origin + rays.direction * view.depth.reshape(-1)[drawn, None]
-        rgb = _colours_at(view, xy).round().to(torch.uint8)
+        rgb = colours_at(view.rgb, xy / view.size).round().to(torch.uint8)
         parts.append(
             SurfacePoints(xyz.float(), view.normal.reshape(-1, 3)[drawn], rgb, torch.full((len(drawn),), number))
         )
@@ -156,12 +161,22 @@ def content_box(info: SceneInfo, views: Sequence[Seen]) -> Tensor:
         centres = torch.stack([info.cameras[i].center.float() for i in info.train])
         box = torch.stack([torch.minimum(box[0], centres.amin(0)), torch.maximum(box[1], centres.amax(0))])
     xyz = surface_points(views, 200_000).xyz
-    xyz = xyz[((xyz >= box[0]) & (xyz <= box[1])).all(dim=1)]
+    xyz = xyz[inside_box(xyz, box)]
     if len(xyz) < 100:
         return box
     ends = torch.quantile(xyz, torch.tensor([0.001, 0.999]), dim=0)
     margin = 0.02 * float((ends[1] - ends[0]).max())
     return torch.stack([torch.maximum(ends[0] - margin, box[0]), torch.minimum(ends[1] + margin, box[1])])
+
+
+def inside_box(xyz: Tensor, box: Tensor) -> Tensor:
+    """[N] bool: points [N, 3] that lie in a box [2, 3] of lower and upper corner."""
+    return ((xyz >= box[0]) & (xyz <= box[1])).all(dim=1)
+
+
+def written_box(box: Tensor) -> str:
+    """The six numbers of a box [2, 3], for a sentence."""
+    return " ".join(f"{value:.3g}" for value in box.reshape(-1).tolist())
 
 
 # --- points and what the views say of them --------------------------------------------------------------------------
@@ -231,7 +246,7 @@ def _ask(
     # A pixel at an edge shows one surface or the other: only the depth of its own middle says which.
     share = (facing.clamp(min=0.05) / distance).pow(4) * torch.where(exact, 1.0, 1e-3)
     at, xy, share = at[seen], xy[seen], share[seen]
-    rgb[at] += share[:, None] * _colours_at(view, xy)
+    rgb[at] += share[:, None] * colours_at(view.rgb, xy / view.size)
     weight[at] += share
 
 
@@ -245,9 +260,9 @@ def pixels_of(view: Seen, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return xy, row * camera.width + column, inside
 
 
-def _colours_at(view: Seen, xy: Tensor) -> Tensor:
-    """[N, 3] float32 in [0, 255]: colours at image positions, bilinear between pixel centres."""
-    size = torch.tensor([view.camera.width, view.camera.height])
-    grid = (2 * xy / size - 1)[None, None].float()
-    picture = view.rgb.permute(2, 0, 1)[None].float()
-    return F.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
+def colours_at(picture: Tensor, at: Tensor) -> Tensor:
+    """[N, 3] float32: colours of a picture [H, W, 3], bilinear between pixel centres, at places [N, 2] given as shares
+    of its width and height, so that the picture may have any size."""
+    grid = (2 * at - 1)[None, None].float()
+    planes = picture.permute(2, 0, 1)[None].float()
+    return F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T

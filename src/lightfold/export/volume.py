@@ -21,8 +21,8 @@ import torch
 from ..errors import ConfigError, RunError
 from ..files import whole_file
 from ..geometry import Similarity
+from ..methods.base import HasDensity
 from .blocks import Lattice
-from .density import density_of
 from .views import Progress, Seen, observe
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def extract_volume(
     A volume renderer multiplies density by length, so density is given per unit of length of the frame. Raises
     ConfigError for a method that has no density.
     """
-    field = density_of(method)
-    if field is None:
+    if not isinstance(method, HasDensity):
         raise ConfigError("This method has no density that can be asked at a point; export a mesh or points instead.")
     nx, ny, nz = lattice.shape
     density = np.zeros(lattice.shape, dtype=np.float32)
@@ -70,7 +69,7 @@ def extract_volume(
         x = torch.arange(start, min(start + thick, nx))
         index = torch.cat([x.repeat_interleave(len(plane))[:, None], plane.repeat(len(x), 1)], dim=1)
         points = lattice.points(index)
-        sigma = field.density(points)
+        sigma = method.density_at(points)
         density[start : start + len(x)] = sigma.reshape(len(x), ny, nz).numpy()
         dense = (sigma > HAZE).nonzero()[:, 0]
         # Matter is as thick as a few samples, and behind a surface it has the surface's colour.

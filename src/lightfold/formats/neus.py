@@ -2,7 +2,7 @@
 
     cameras_sphere.npz (NeuS) or cameras.npz (IDR)
     image/000000.png ...   pictures, matched to the matrices by sorted order, or by number where some are missing
-    mask/000.png ...       the object, non-zero inside
+    mask/000.png ...       the object, non-zero inside: a silhouette, so what is outside becomes transparent
 
 For picture i, world_mat_i [4, 4] holds the projection K [R | t] from the world (millimetres for DTU) to pixels, with
 OpenCV axes, up to scale; scale_mat_i [4, 4] takes the unit sphere that holds the object to the world. K belongs to the
@@ -176,6 +176,7 @@ def _frame(
         camera=camera.transformed(world_from_sphere.inverse()),
         name=names.new(f"{path.parent.name}/{path.name}"),
         mask=mask,
+        mask_is_alpha=mask is not None,
     )
 
 

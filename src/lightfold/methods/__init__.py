@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "ngp": "ngp:NGP",
     "nerf": "nerf:NeRF",
+    "mipnerf360": "mipnerf360:MipNeRF360",
+    "nerfacto": "nerfacto:Nerfacto",
+    "neus": "neus:NeuS",
 }
 """Name on the command line -> "module:class". Modules are imported when a method is asked for, not before."""
 

@@ -16,8 +16,8 @@ All of it is differentiable, so the squared error against the photographs trains
 2. Two networks. The coarse one sees evenly spread samples; its weights say where the surface is, and the fine one is
    given more samples there (`NeRF.trace`).
 
-The file reads from the formulas down to the method: encoding, network, compositing, where samples lie, `NeRF`.
-Letters in shapes: R rays, N samples on each.
+The file reads from the formulas down to the method: encoding, network, compositing, `NeRF`. Where samples may lie
+depends on the kind of scene: `spaces.py`. Letters in shapes: R rays, N samples on each.
 
 Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020, and the
 behaviour of the authors' code. Where this file leaves them, a comment says so and why.
@@ -35,10 +35,10 @@ from torch import Generator, Tensor, nn
 
 from ..cameras import Camera
 from ..errors import ConfigError
-from ..geometry import contract, look_at
 from ..losses import mse
 from ..optim import Group, exponential_after
-from ..rays import Rays, ndc_rays, sample_pdf, stratified
+from ..rays import Box, Rays, sample_pdf, stratified
+from ..spaces import space_of
 from .base import Image, Method
 
 if TYPE_CHECKING:
@@ -208,113 +208,8 @@ def composite(weights: Tensor, rgb: Tensor, distance: Tensor) -> Traced:
     return Traced((weights[..., None] * rgb).sum(dim=-2), alpha, depth)
 
 
-# -------------------------------------------------------------------------------------------------- where samples lie
-#
-# s in [0, 1] measures the part of a ray on which samples may lie. What an even step in s means is the whole difference
-# between the three kinds of scene. Each kind says which part of a ray that is (`bound`: the same rays with near and
-# far, in scene units; near >= far where there is nothing to see), and where s is (`at`), from s [R, N] to
-#     points    [R, N, 3] in the network's coordinates
-#     length    [R, N] of the path up to there, whose differences are the deltas
-#     distance  [R, N] along the ray in scene units
-
-BOX = 1.05
-"""Half side of the cube sampled in a bounded scene. Content fills [-1, 1]^3, and a surface needs air before it."""
 ENDLESS = 1e10
 """Length of the last interval where there is no background. Not infinity: a density of 0 must still give alpha 0."""
-NEAREST = 1e-3
-"""Least near distance where 1 / distance matters, in scene units."""
-Places = tuple[Tensor, Tensor, Tensor]
-"""points, length, distance"""
-
-
-class Bounded:
-    """An object in the cube [-1, 1]^3: even steps in distance, between the two walls of the cube."""
-
-    def __init__(self, info: SceneInfo) -> None:
-        self.near = info.near
-
-    def bound(self, rays: Rays) -> Rays:
-        # Slabs: the distances to both walls of each axis. A ray is inside all three slabs from its last entry to its
-        # first exit. A direction of exactly 0 could give 0 / 0; a tiny one gives huge distances of the right signs.
-        direction = torch.where(rays.direction.abs() < 1e-12, 1e-12, rays.direction)
-        one, other = (-BOX - rays.origin) / direction, (BOX - rays.origin) / direction
-        last_entry = torch.minimum(one, other).amax(dim=-1)
-        first_exit = torch.maximum(one, other).amin(dim=-1)
-        near = torch.maximum(last_entry, rays.near).clamp(min=self.near)
-        return replace(rays, near=near, far=torch.minimum(first_exit, rays.far))
-
-    def at(self, rays: Rays, s: Tensor) -> Places:
-        t = torch.lerp(rays.near[:, None], rays.far[:, None], s)
-        return rays.at(t), t, t
-
-
-class Unbounded:
-    """Content all around and far away: even steps in 1/distance, because a pixel resolves the far field ever less.
-
-    Departure from the paper, whose code offers 1/t steps up to a far plane: the 2020 encoding of a coordinate in the
-    hundreds is noise, so all of space is first contracted into a ball of radius 2 (mip-NeRF 360, equation 10).
-    """
-
-    def __init__(self, info: SceneInfo) -> None:
-        self.near, self.far = max(info.near, NEAREST), info.far
-
-    def bound(self, rays: Rays) -> Rays:
-        return replace(rays, near=rays.near.clamp(min=self.near), far=rays.far.clamp(max=self.far))
-
-    def at(self, rays: Rays, s: Tensor) -> Places:
-        t = 1.0 / torch.lerp(1.0 / rays.near[:, None], 1.0 / rays.far[:, None], s)
-        return contract(rays.at(t)), t, t
-
-
-class ForwardFacing:
-    """All cameras look the same way: normalised device coordinates of the average camera (appendix C of the paper).
-
-    The view pyramid beyond a near plane becomes a cube, in which a ray stays straight and even steps are even steps in
-    1/depth, up to infinity. Colours still see the direction before the warp, in which a highlight means something.
-    """
-
-    def __init__(self, info: SceneInfo) -> None:
-        cameras = [info.cameras[i] for i in info.train]
-        if not cameras:
-            raise ValueError("info.train: expected at least one training view, got none")
-        rows = torch.stack([camera.cam_from_world[:, :3].double() for camera in cameras])  # right, down, forward
-        centres = torch.stack([camera.center.double() for camera in cameras])
-        forward = F.normalize(rows[:, 2].mean(dim=0), dim=0)
-        # Seen from the rearmost camera plane, every camera has depth >= 0, so the near plane is in front of the origin.
-        centre = centres.mean(dim=0)
-        depth = (centres - centre) @ forward
-        centre = centre + depth.min() * forward
-        near = torch.tensor([info.view_near[i] for i in info.train], dtype=torch.float64)
-        self.near = max(float((depth - depth.min() + near).min()), NEAREST)
-        self.far = info.far
-        self.ndc_from_world = look_at(centre, centre + forward, -rows[:, 1].mean(dim=0)).float()
-        # One lens for all: warping by a slightly wrong focal length only stretches the cube.
-        self.width, self.height = cameras[0].width, cameras[0].height
-        self.focal = float(cameras[0].intrinsics[0])
-
-    def turned(self, rays: Rays) -> Rays:
-        """Rays in the axes of the average camera."""
-        pose = self.ndc_from_world.to(rays.origin)
-        rotation, translation = pose[:, :3], pose[:, 3]
-        return replace(rays, origin=rays.origin @ rotation.T + translation, direction=rays.direction @ rotation.T)
-
-    def bound(self, rays: Rays) -> Rays:
-        turned = self.turned(rays)
-        depth, slope = turned.origin[:, 2], turned.direction[:, 2]
-        near = torch.maximum((self.near - depth) / slope.clamp(min=1e-6), rays.near)
-        # A ray that looks sideways or back never enters the pyramid.
-        return replace(rays, near=near, far=torch.where(slope > 1e-3, rays.far.clamp(max=self.far), 0.0))
-
-    def at(self, rays: Rays, s: Tensor) -> Places:
-        turned = self.turned(rays)
-        warped = ndc_rays(turned, self.focal, self.width, self.height, self.near)
-        # With the warped origin on the near plane, a point u further on has t' = u / (u + c), where c is the distance
-        # along the ray in which depth grows by that of the near plane. The ends of the span follow from the real ones.
-        slope = turned.direction[:, 2:]
-        start, c = (self.near - turned.origin[:, 2:]) / slope, self.near / slope
-        first, last = rays.near[:, None] - start, rays.far[:, None] - start
-        t = torch.lerp(first / (first + c), last / (last + c), s)
-        return warped.at(t), t * warped.direction.norm(dim=-1, keepdim=True), start + c * t / (1.0 - t)
 
 
 # --------------------------------------------------------------------------------------------------------------- method
@@ -331,7 +226,10 @@ class NeRF(Method):
         super().__init__(config, info)
         self.coarse = RadianceField(config)
         self.fine = RadianceField(config)
-        self.space = Bounded(info) if info.bounded else ForwardFacing(info) if info.forward_facing else Unbounded(info)
+        # Departure from the paper in unbounded scenes, whose code offers 1/t steps up to a far plane: the encoding of a
+        # coordinate in the hundreds is noise, so space is first contracted. In forward-facing ones, points are warped,
+        # but colours still see the direction before the warp, in which a highlight means something.
+        self.space = space_of(info)
         # Photographs without transparency have no background: whatever a ray meets last is opaque, however far.
         self.endless = info.background is None
         self.register_buffer("background", torch.tensor(info.background or (0.0, 0.0, 0.0)), persistent=False)
@@ -352,29 +250,32 @@ class NeRF(Method):
         self.stats = {"rays": len(true), "samples": evaluated, "mse": float(terms["fine"].detach())}
         return terms
 
-    def trace(self, rays: Rays, rng: Generator | None = None) -> tuple[Traced, Traced]:
-        """What the coarse and the fine network see. With a generator: jittered and noisy, for training."""
+    def trace(self, rays: Rays, rng: Generator | None = None, cropped: bool = False) -> tuple[Traced, Traced]:
+        """What the coarse and the fine network see. With a generator: jittered and noisy, for training. Rays that end
+        at the wall of a cropping box have nothing behind it."""
         rays = self.space.bound(rays)
         # Rays that miss the scene cost nothing; neither do pixels beyond a lens's rim, which have no direction.
         hit = (rays.far > rays.near) & (rays.origin + rays.direction).isfinite().all(dim=-1)
         rays = rays[hit]
         c = self.config
         s = stratified(torch.zeros_like(rays.near), torch.ones_like(rays.near), c.coarse_samples, rng)
-        coarse, weights = self.see(self.coarse, rays, s, rng)
+        coarse, weights = self.see(self.coarse, rays, s, rng, cropped)
         # The histogram to draw from: bins end midway between samples, and a little weight everywhere keeps the door
         # open for what the coarse network missed. No gradient goes through the choice of where to look.
         middle = 0.5 * (s[:, 1:] + s[:, :-1])
         s_fine = sample_pdf(middle, weights[:, 1:-1] + 1e-5, c.fine_samples, rng)
         s_union = torch.cat([s, s_fine], dim=-1).sort(dim=-1).values
-        fine, _ = self.see(self.fine, rays, s_union, rng)
+        fine, _ = self.see(self.fine, rays, s_union, rng, cropped)
         return coarse.scatter(hit), fine.scatter(hit)
 
-    def see(self, field: RadianceField, rays: Rays, s: Tensor, rng: Generator | None) -> tuple[Traced, Tensor]:
+    def see(
+        self, field: RadianceField, rays: Rays, s: Tensor, rng: Generator | None, cropped: bool
+    ) -> tuple[Traced, Tensor]:
         """One network along the rays [R] at s [R, N], ascending -> what it sees, and its weights [R, N]."""
         end = torch.ones_like(s[:, :1])
         points, length, distance = self.space.at(rays, torch.cat([s, end], dim=-1))
         delta = length.diff(dim=-1)
-        if self.endless:
+        if self.endless and not cropped:
             delta = torch.cat([delta[:, :-1], torch.full_like(end, ENDLESS)], dim=-1)
         raw, rgb = field(points[:, :-1], rays.direction[:, None, :])
         if rng is not None and self.config.density_noise > 0:
@@ -388,12 +289,15 @@ class NeRF(Method):
         return composite(weights, rgb, distance[:, :-1]), weights
 
     @torch.no_grad()
-    def render(self, camera: Camera, background: Tensor | None = None) -> Image:
+    def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         background = self.background if background is None else background.to(self.background)
         rgb, alpha, depth = [], [], []
         for xy in torch.split(camera.pixel_grid(), self.config.chunk):
             rays = camera.rays(xy).to(self.background.device).to(self.background.dtype)
-            _, fine = self.trace(rays)
+            if crop is not None:
+                enter, leave = crop.span(rays.origin, rays.direction)
+                rays = replace(rays, near=torch.maximum(rays.near, enter), far=torch.minimum(rays.far, leave))
+            _, fine = self.trace(rays, cropped=crop is not None)
             rgb.append(fine.over(background))
             alpha.append(fine.alpha)
             depth.append(fine.depth)

@@ -57,7 +57,7 @@ class NGPConfig:
     batch: int = 24_576
     """Samples per step to aim at: the number of rays adapts to it, as rays that meet little matter cost little."""
     ramp: int = 1500
-    """Steps over which the batch grows from a quarter to the whole: many small steps at first, fewer exact ones later."""
+    """Steps over which the batch grows from a quarter to the whole: many small steps first, then fewer exact ones."""
     samples: int = 24
     """Most samples per ray to aim at: while the occupancy grid is still full, steps are longer to meet it."""
     step: float = 0.005
@@ -95,7 +95,8 @@ class NGPConfig:
         for name, least, most in (
             ("steps", 1, 10**9), ("levels", 1, 32), ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18),
             ("finest_bounded", 16, 2**18), ("width", 8, 256), ("geometry", 8, 64), ("batch", 64, 2**22),
-            ("ramp", 0, 10**9), ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0), ("cone", 0.0, 1.0),
+            ("ramp", 0, 10**9), ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0),
+            ("cone", 0.0, 1.0),
             ("grid", 16, 256), ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
             ("shift", -10.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
             ("final_lr", 1e-6, 1.0), ("huber", 0.0, 10.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),

@@ -3,7 +3,7 @@
 from .adam import adam_
 from .backend import native_info, own_threads, use
 from .composite import Composite, composite
-from .hash_encode import HashGrid, hash_encode
+from .hash_encode import HashGrid, hash_encode, hash_gradient
 from .march import march
 from .mlp import mlp
 from .radiance import Loss, Picture, Radiance, Tracing, density_at, render_rays, train_rays
@@ -20,6 +20,7 @@ __all__ = [
     "composite",
     "density_at",
     "hash_encode",
+    "hash_gradient",
     "march",
     "mlp",
     "native_info",

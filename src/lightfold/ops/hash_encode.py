@@ -7,6 +7,10 @@ cell's eight corners are blended trilinearly. Two layouts:
 - "line" (default): the two corners along x are neighbours in the table, row = x + h(y, z), where h strides (dense
   levels) or hashes (fine levels) y and z only. Half the loads, each twice as long, which a CPU rewards.
 - "xor": tiny-cuda-nn's layout, so that its weights and published numbers can be compared.
+
+An encoding is linear in the table, so all its derivatives are sums over the same eight corners with other weights. The
+gradient by x is differentiable again, which is what a loss on the slope of a field needs (an eikonal loss, |grad f| =
+1): with a direction v per point, v . grad moves the table through the slopes of the eight weights along v.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backend import core, empty, kernel, reference_wanted, refuse_second_order
+from .backend import core, empty, kernel, reference_wanted
 
 PRIMES = (1, 2654435761, 805459861)
 
@@ -107,45 +111,125 @@ def hash_encode(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     """Features of points.
 
     x [N, 3] in [0, 1] (values outside are clamped); table [grid.rows, F] -> [N, L * F], level-major. Differentiable
-    once with respect to both. The gradient with respect to x is that of the trilinear blend, piecewise constant in
+    twice with respect to both. The gradient with respect to x is that of the trilinear blend, piecewise constant in
     the cell's own axis. Source: instant-ngp section 3, and this module's docstring.
     """
-    if x.ndim != 2 or x.shape[1] != 3:
-        raise ValueError(f"x: expected shape [N, 3], got {tuple(x.shape)}")
-    if tuple(table.shape) != (grid.rows, grid.features):
-        raise ValueError(f"table: expected shape {(grid.rows, grid.features)}, got {tuple(table.shape)}")
+    _check(x, table, grid)
     x = x.clamp(0.0, 1.0)
     if reference_wanted():
         return hash_encode_reference(x, table, grid)
     return _HashEncode.apply(x.contiguous(), table, grid)
 
 
+def hash_gradient(x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+    """Gradient by x of sum(d_out * hash_encode(x)): how a function of the features slopes in space.
+
+    x and table as in `hash_encode`, d_out [N, L * F] -> [N, 3], zero along an axis on which x is clamped. It is
+    what autograd finds for x, without the gradient of the table, which autograd would compute along with it: a table's
+    worth of scattered additions that nobody asked for. Differentiable once with respect to x, table and d_out.
+    """
+    _check(x, table, grid)
+    if tuple(d_out.shape) != (x.shape[0], grid.width):
+        raise ValueError(f"d_out: expected shape {(x.shape[0], grid.width)}, got {tuple(d_out.shape)}")
+    inside = (x >= 0.0) & (x <= 1.0)
+    x = x.clamp(0.0, 1.0)
+    if reference_wanted():
+        return hash_gradient_reference(x, table, d_out, grid) * inside
+    return _PositionGradient.apply(x.contiguous(), table, d_out.contiguous(), grid) * inside
+
+
+def _check(x: Tensor, table: Tensor, grid: HashGrid) -> None:
+    if x.ndim != 2 or x.shape[1] != 3:
+        raise ValueError(f"x: expected shape [N, 3], got {tuple(x.shape)}")
+    if tuple(table.shape) != (grid.rows, grid.features):
+        raise ValueError(f"table: expected shape {(grid.rows, grid.features)}, got {tuple(table.shape)}")
+
+
 class _HashEncode(torch.autograd.Function):
+    """x [N, 3], table -> features [N, L F]."""
+
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
-        out = empty((x.shape[0], grid.width), x)
-        kernel("hash_encode", x, table)(grid.native, table.data_ptr(), x.data_ptr(), x.shape[0], out.data_ptr())
         ctx.save_for_backward(x, table)
         ctx.grid = grid
-        return out
+        return _encode(x, table, grid)
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
-        refuse_second_order("hash_encode")
         x, table = ctx.saved_tensors
         d_out = d_out.contiguous()
-        d_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        d_x = empty((x.shape[0], 3), x) if ctx.needs_input_grad[0] else None
-        kernel("hash_encode_backward", x, table, d_out)(
-            ctx.grid.native,
-            table.data_ptr(),
-            x.data_ptr(),
-            x.shape[0],
-            d_out.data_ptr(),
-            0 if d_table is None else d_table.data_ptr(),
-            0 if d_x is None else d_x.data_ptr(),
-        )
+        d_x = _PositionGradient.apply(x, table, d_out, ctx.grid) if ctx.needs_input_grad[0] else None
+        d_table = _TableGradient.apply(x, d_out, ctx.grid) if ctx.needs_input_grad[1] else None
         return d_x, d_table, None
+
+
+class _PositionGradient(torch.autograd.Function):
+    """x, table, d_out [N, L F] -> the gradient by x of sum(d_out * features), [N, 3]. Linear in table and d_out."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+        ctx.save_for_backward(x, table, d_out)
+        ctx.grid = grid
+        d_x = empty((x.shape[0], 3), x)
+        _backward(x, table, d_out, grid, None, d_x)
+        return d_x
+
+    @staticmethod
+    def backward(ctx, v: Tensor):
+        _refuse_third_order()
+        x, table, d_out = ctx.saved_tensors
+        v = v.contiguous()
+        wanted = ctx.needs_input_grad
+        d_x = empty((x.shape[0], 3), x) if wanted[0] else None
+        d_table = torch.zeros_like(table) if wanted[1] else None
+        d_d_out = empty(tuple(d_out.shape), x) if wanted[2] else None
+        inputs = [table.data_ptr(), x.data_ptr(), x.shape[0], d_out.data_ptr(), v.data_ptr()]
+        outputs = [0 if t is None else t.data_ptr() for t in (d_d_out, d_table, d_x)]
+        kernel("hash_encode_second", x, table, d_out, v)(ctx.grid.native, *inputs, *outputs)
+        return d_x, d_table, d_d_out, None
+
+
+class _TableGradient(torch.autograd.Function):
+    """x, d_out [N, L F] -> the gradient by the table of sum(d_out * features). Linear in d_out."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+        ctx.save_for_backward(x, d_out)
+        ctx.grid = grid
+        d_table = torch.zeros(grid.rows, grid.features, dtype=x.dtype)
+        _backward(x, d_table, d_out, grid, d_table, None)
+        return d_table
+
+    @staticmethod
+    def backward(ctx, u: Tensor):
+        _refuse_third_order()
+        x, d_out = ctx.saved_tensors
+        u = u.contiguous()
+        d_x = empty((x.shape[0], 3), x) if ctx.needs_input_grad[0] else None
+        if d_x is not None:
+            _backward(x, u, d_out, ctx.grid, None, d_x)
+        return d_x, _encode(x, u, ctx.grid) if ctx.needs_input_grad[1] else None, None
+
+
+def _encode(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+    out = empty((x.shape[0], grid.width), x)
+    kernel("hash_encode", x, table)(grid.native, table.data_ptr(), x.data_ptr(), x.shape[0], out.data_ptr())
+    return out
+
+
+def _backward(
+    x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid, d_table: Tensor | None, d_x: Tensor | None
+) -> None:
+    """Adds to d_table and fills d_x, whichever are given; the table's values matter to d_x alone."""
+    inputs = [table.data_ptr(), x.data_ptr(), x.shape[0], d_out.data_ptr()]
+    outputs = [0 if t is None else t.data_ptr() for t in (d_table, d_x)]
+    kernel("hash_encode_backward", x, table, d_out)(grid.native, *inputs, *outputs)
+
+
+def _refuse_third_order() -> None:
+    """The native second derivatives are constants to autograd; counting their own as zero would train a wrong model."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("hash_encode: third derivatives are not available natively; use `ops.use('reference')`")
 
 
 def corner_rows(cell: Tensor, level: int, grid: HashGrid) -> Tensor:
@@ -196,3 +280,12 @@ def hash_encode_reference(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
         )
         features.append((weight[..., None] * corners).sum(dim=1))
     return torch.cat(features, dim=1)
+
+
+def hash_gradient_reference(x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+    """`hash_gradient` in plain PyTorch: what autograd makes of `hash_encode_reference`."""
+    with torch.enable_grad():
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        product = (hash_encode_reference(x, table, grid) * d_out).sum()
+        return torch.autograd.grad(product, x, create_graph=True)[0]
