@@ -10,11 +10,10 @@ from torch import Tensor
 from lightfold.cameras import Camera, Lens
 from lightfold.geometry import invert, look_at
 from lightfold.methods.base import Image
-from lightfold.rays import Box
 from lightfold.viewer.painter import Look, Painter, offsets, seen_from_same_place, sublattice
 
 
-def wall(camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
+def wall(camera: Camera, look: Look | None = None) -> Image:
     """A method whose colour is a smooth function of the direction, so that every pixel can be checked."""
     rays = camera.rays(camera.pixel_grid())
     shape = (camera.height, camera.width)
@@ -71,7 +70,7 @@ def test_a_resting_camera_gets_the_exact_picture(rate: float) -> None:
 def test_no_pixel_is_rendered_twice_while_refining() -> None:
     rendered = 0
 
-    def counting(camera: Camera, background: Tensor | None, crop: Box | None) -> Image:
+    def counting(camera: Camera, look: Look) -> Image:
         nonlocal rendered
         rendered += camera.width * camera.height
         return wall(camera)

@@ -80,8 +80,19 @@ class CamerasTab:
             else:
                 self._frustums[index] = self._frustum(index)
 
+    def follow_training(self) -> None:
+        """Show where training has moved the cameras by now."""
+        if not self.show.value or not self._subject.moving:
+            return
+        cameras = self._subject.cameras()
+        with self._client.atomic():
+            for index, handle in self._frustums.items():
+                pose = cameras[index].world_from_cam.double()
+                handle.wxyz = quaternion_from_rotation(pose[:, :3]).numpy()
+                handle.position = pose[:, 3].numpy()
+
     def _frustum(self, index: int) -> viser.CameraFrustumHandle:
-        camera = self._subject.info.cameras[index]
+        camera = self._subject.cameras()[index]
         pose = camera.world_from_cam.double()
         fov = math.radians(60) if camera.lens is Lens.EQUIRECTANGULAR else min(float(camera.fov[1]), math.radians(120))
         handle = self._client.scene.add_camera_frustum(
@@ -146,7 +157,7 @@ class CamerasTab:
         """Go to where the chosen photograph was taken, whose own frustum would be in the way there."""
         for index, handle in self._frustums.items():
             handle.visible = bool(self.show.value) and index != self._index()
-        fly_to(self._client, self._subject.info.cameras[self._index()])
+        fly_to(self._client, self._subject.cameras()[self._index()])
 
     def _compare(self) -> None:
         """Photograph, rendering and error of the chosen view, beneath the button."""
@@ -157,7 +168,7 @@ class CamerasTab:
             photo = subject.photo(index)
             if photo is None or subject.method is None:
                 return
-            camera = subject.info.cameras[index]
+            camera = subject.cameras()[index]
             shrink = min(1.0, 400 / max(camera.width, camera.height))
             small = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
             truth = torch.nn.functional.interpolate(

@@ -25,9 +25,6 @@ from ..methods.base import Image
 from ..rays import Box
 from ..render import shown_output
 
-Render = Callable[[Camera, Tensor | None, Box | None], Image]
-"""A method's `render`."""
-
 PHOTO = "photo"
 """The output that shows the photograph, from where it was taken."""
 MOVING = 0.1
@@ -46,6 +43,7 @@ class Look:
     outputs: names of `render.OUTPUTS` or PHOTO: one, or two side by side. divider: the first's share of the width.
     depth_limits: nearest and farthest of the depth colours, scene units; None: of what is in sight.
     background: [3] colour behind everything, None for the scene's. crop: outside it nothing is shown.
+    appearance: the photograph whose exposure is shown, where a method has learnt those; None: an average one's.
     """
 
     world_from_cam: Tensor
@@ -57,6 +55,7 @@ class Look:
     depth_limits: tuple[float, float] | None = None
     background: Tensor | None = None
     crop: Box | None = None
+    appearance: int | None = None
 
     def camera(self, width: int | None = None, height: int | None = None) -> Camera:
         """The pinhole camera, of the canvas's size or another."""
@@ -134,7 +133,8 @@ class _Canvas:
 class Painter:
     """Paints for one client. `want` may be called from any thread; `paint` from one at a time."""
 
-    render: Render
+    render: Callable[[Camera, Look], Image]
+    """The picture of a camera, with the look's background, crop and appearance."""
     photo: Callable[[Camera], Tensor | None] = lambda camera: None
     """[H, W, 3] the photograph as that camera would have taken it, where a photograph was taken from there."""
     most: int = 1024
@@ -220,7 +220,7 @@ class Painter:
 
     def _timed(self, camera: Camera, look: Look) -> Image:
         start = time.perf_counter()
-        image = self.render(camera, look.background, look.crop)
+        image = self.render(camera, look)
         seconds = max(time.perf_counter() - start, 1e-6)
         self.rate += 0.3 * (camera.width * camera.height / seconds - self.rate)
         return image

@@ -58,6 +58,7 @@ class Panels:
         """Show the news of the training."""
         if self.training is not None:
             self.training.refresh()
+            self.cameras.follow_training()
 
     def close(self) -> None:
         """The client has gone: what it has started ends."""

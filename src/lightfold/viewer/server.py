@@ -45,8 +45,7 @@ class Client:
         self.handle = handle
         self.viewer = viewer
         subject = viewer.subject
-        render = subject.method.render if subject.method is not None else None
-        self.painter = Painter(render, photo=subject.photo_from) if render is not None else None
+        self.painter = Painter(subject.render, photo=subject.photo_from) if subject.method is not None else None
         self.painted_at = 0.0
         self.panels = Panels(handle, subject, viewer.training, self.look_again, viewer.awake)
         handle.camera.on_update(lambda _: self.look_again())

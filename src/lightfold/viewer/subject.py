@@ -15,11 +15,12 @@ from torch import Tensor
 
 from .. import pictures
 from ..cameras import Camera
-from ..methods.base import Method
+from ..methods.base import Image, Method
 from ..paths import arrangement
+from ..refine import AppearanceCodes, HasColours, PoseRefinement, refined_cameras
 from ..run import Run
 from ..scene import Scene, SceneInfo
-from .painter import seen_from_same_place
+from .painter import Look, seen_from_same_place
 
 THUMBNAIL = 96
 """Pixels on the longer side of the pictures in frustums."""
@@ -59,6 +60,30 @@ class Subject:
         away = (group.centre - group.centre.median(dim=0).values).norm(dim=1)
         return self.info.cameras[views[int(away.argmin())]]
 
+    def render(self, camera: Camera, look: Look) -> Image:
+        """The method's picture of a camera, as a client wants to see it."""
+        assert self.method is not None
+        codes = self.codes
+        if codes is None or look.appearance is None or not isinstance(self.method, HasColours):
+            return self.method.render(camera, look.background, look.crop)
+        code = codes.of(torch.tensor([look.appearance]))[0].detach()
+        return self.method.render(camera, look.background, look.crop, code=code)
+
+    @property
+    def codes(self) -> AppearanceCodes | None:
+        """What the method has learnt of the photographs' exposures, if it has."""
+        found = getattr(self.method, "codes", None)
+        return found if isinstance(found, AppearanceCodes) else None
+
+    @property
+    def moving(self) -> bool:
+        """Whether training corrects the cameras' poses."""
+        return isinstance(getattr(self.method, "poses", None), PoseRefinement)
+
+    def cameras(self) -> tuple[Camera, ...]:
+        """The cameras of all views, as training has corrected them by now where it does."""
+        return self.info.cameras if self.method is None else refined_cameras(self.method)
+
     def shown_views(self) -> list[int]:
         """Views whose cameras are drawn, spread evenly where there are too many."""
         count = len(self.info.cameras)
@@ -80,10 +105,11 @@ class Subject:
 
     def photo_from(self, camera: Camera) -> Tensor | None:
         """[h, w, 3] what the photograph taken from the camera's place shows of its picture; None from elsewhere."""
-        centres = torch.stack([view.center for view in self.info.cameras])
+        cameras = self.cameras()
+        centres = torch.stack([view.center for view in cameras])
         index = int((centres - camera.center.to(centres)).norm(dim=1).argmin())
         photo = self.photo(index)
-        return None if photo is None else seen_from_same_place(photo, self.info.cameras[index], camera)
+        return None if photo is None else seen_from_same_place(photo, cameras[index], camera)
 
     def thumbnail(self, index: int) -> np.ndarray | None:
         """A photograph as [h, w, 3] uint8 of at most THUMBNAIL pixels a side."""

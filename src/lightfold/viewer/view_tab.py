@@ -34,6 +34,8 @@ class ViewTab:
         self.divider = gui.add_slider("Divider", 0.0, 1.0, 0.01, 0.5, visible=False)
         self.fov = gui.add_slider("Field of view", 10.0, 120.0, 1.0, 50.0, hint="Vertical, in degrees.")
         self.resolution = gui.add_dropdown("Sharpness", [str(side) for side in RESOLUTIONS], initial_value="1024")
+        self._views = ["an average one", *(subject.info.names[i] for i in subject.info.train)]
+        self.appearance = gui.add_dropdown("Exposure of", self._views, visible=subject.codes is not None)
         with gui.add_folder("Depth colours", expand_by_default=False):
             self.auto_depth = gui.add_checkbox("Of what is in sight", True)
             self.near = gui.add_number("Nearest", 0.5, min=1e-3, max=1e3, step=0.05, disabled=True)
@@ -50,7 +52,8 @@ class ViewTab:
         self.reset = gui.add_button("Back to the first view")
         self._gizmo: viser.TransformControlsHandle | None = None
         self._outline: viser.BoxHandle | None = None
-        for handle in (self.output, self.other, self.divider, self.resolution, self.near, self.far, self.colour):
+        changing = (self.output, self.other, self.divider, self.resolution, self.near, self.far, self.colour)
+        for handle in (*changing, self.appearance):
             handle.on_update(lambda _: changed())
         self.own_background.on_update(lambda _: changed())
         self.split.on_update(lambda _: self._split_changed())
@@ -82,7 +85,12 @@ class ViewTab:
             depth_limits=None if self.auto_depth.value or near >= far else (near, far),
             background=colour if self.own_background.value else None,
             crop=self._box(),
+            appearance=self._appearance(),
         )
+
+    def _appearance(self) -> int | None:
+        chosen = self._views.index(self.appearance.value)
+        return None if chosen == 0 else self._subject.info.train[chosen - 1]
 
     def _box(self) -> Box | None:
         if not self.crop.value or self._gizmo is None:
