@@ -25,6 +25,9 @@ from lightfold.scene import SceneConfig
 from lightfold.viewer.server import Viewer
 from lightfold.viewer.subject import Subject, unposed_names
 
+# A client that is gone may still be painted for; viser says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Queued a .* on a closed connection")
+
 EYE, MIDDLE, UP = np.array([3.0, 0.5, 1.0]), np.zeros(3), np.array([0.0, 0.0, 1.0])
 
 
