@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lightfold.config import RunConfig, TrainConfig, lookup
 from lightfold.errors import ConfigError, LightfoldError, RunError
 from lightfold.formats import transforms
 from lightfold.geometry import Similarity
+from lightfold.refine import PoseRefinement
 from lightfold.run import Run
 from lightfold.scene import SceneConfig
 
@@ -119,6 +121,23 @@ def test_a_volume_lands_there_too(run: Path) -> None:
         index = np.argwhere((file["density"] > 3) & (file["density"] < 8))
         at = index @ file["frame_from_grid"][:, :3].T + file["frame_from_grid"][:, 3]
     assert_where_the_renderings_have_it(at, slack=0.2)
+
+
+def test_cameras_are_where_training_has_moved_them(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that corrects poses takes its field along, so meshes fit the corrected cameras and no others."""
+    index = INFO.train[1]
+    moved = SimpleNamespace(info=INFO, poses=PoseRefinement(INFO.cameras))
+    with torch.no_grad():
+        moved.poses.tangent[index, 0] = 0.02
+    monkeypatch.setattr(Run, "method", lambda run, step=None: moved)
+    monkeypatch.setattr(Run, "steps", lambda run: [1])
+    export.main([str(run), "cameras"])
+    document = json.loads((run / "exports" / "cameras" / "transforms.json").read_text())
+    for i, frame in enumerate(document["frames"]):
+        given = INFO.cameras[i].to(torch.float64).transformed(SCENE_FROM_CAPTURE.inverse()).center.numpy()
+        # 0.02 of the scene are 0.08 of the capture, whose axes are turned.
+        shift = np.array([0.0, -0.08, 0.0]) if i == index else np.zeros(3)
+        assert np.allclose(np.array(frame["transform_matrix"])[:3, 3], given + shift, atol=1e-5)
 
 
 def test_cameras_are_those_of_the_capture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from lightfold.geometry import Similarity, invert, look_at, so3_exp
 from lightfold.path_files import camera_path_json
 from lightfold.scene import SceneInfo
 from lightfold.viewer.keyframes import Flight, Keyframe, flight_text, moved, read_flight, write_flight
+from lightfold.viewer.path_tab import LENSES
 
 
 def info() -> SceneInfo:
@@ -83,18 +84,19 @@ def test_frames_begin_and_end_at_keyframes() -> None:
     )
 
 
-@pytest.mark.parametrize("lens", [Lens.PINHOLE, Lens.OPENCV_FISHEYE, Lens.EQUIRECTANGULAR])
-def test_the_file_brings_back_what_was_written(lens: Lens, tmp_path: Path) -> None:
-    flight = ring(4, loop=True, fps=30.0, size=(320, 200), lens=lens)
+@pytest.mark.parametrize("kind", LENSES.values(), ids=LENSES)
+def test_the_file_brings_back_what_was_written(kind: tuple[Lens, str], tmp_path: Path) -> None:
+    lens, eyes = kind
+    flight = ring(4, loop=True, fps=30.0, size=(320, 200), lens=lens, eyes=eyes)
     again = read_flight(flight_text(flight, info()), info())
-    assert (again.loop, again.fps, again.size, again.lens) == (True, 30.0, (320, 200), lens)
+    assert (again.loop, again.fps, again.size, again.lens, again.eyes) == (True, 30.0, (320, 200), lens, eyes)
     for one, other in zip(flight.keyframes, again.keyframes, strict=True):
         torch.testing.assert_close(one.world_from_cam, other.world_from_cam, atol=1e-6, rtol=0)
         assert (one.fov, one.seconds) == pytest.approx((other.fov, other.seconds))
     write_flight(tmp_path / "path.json", flight, info())
     path = camera_path_json(tmp_path / "path.json", info())
     torch.testing.assert_close(path.cameras.world_from_cam, flight.cameras().world_from_cam, atol=1e-5, rtol=0)
-    assert path.fps == 30.0
+    assert path.fps == 30.0 and path.eyes == eyes
 
 
 def test_a_path_without_keyframes_becomes_one_of_all_its_cameras() -> None:

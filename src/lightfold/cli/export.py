@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..geometry import Similarity
     from ..methods.base import Method
     from ..run import Run
+    from ..scene import SceneInfo
 
 SIDE = 400
 WHATS = ("mesh", "points", "cameras", "volume")
@@ -369,6 +370,15 @@ def _first_view(run: Run, b_from_scene: Similarity) -> dict:
     }
 
 
+def _refined(run: Run, step: int | None) -> SceneInfo:
+    """What the run knows of its scene, with the poses that training has found where it corrects them."""
+    from ..refine import refined_cameras
+
+    if step is None and not run.steps():
+        return run.info
+    return replace(run.info, cameras=refined_cameras(run.method(step)))
+
+
 def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> list[Path]:
     from ..export.cameras import capture_of, write_cameras
 
@@ -378,9 +388,10 @@ def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> 
             f"The pictures are no longer at {run.config.capture}, so the cameras have the size of the training "
             "pictures and know them by name only; say where they are with --capture."
         )
-    capture = capture_of(run.info, b_from_scene, pictures)
+    info = _refined(run, arguments.step)
+    capture = capture_of(info, b_from_scene, pictures)
     folder = _target(run, arguments, "cameras")
-    for note in write_cameras(capture, run.info, b_from_scene, arguments.cameras_as, folder):
+    for note in write_cameras(capture, info, b_from_scene, arguments.cameras_as, folder):
         console.remark(note)
     console.say(f"{len(capture)} cameras as {arguments.cameras_as}.")
     return [folder]

@@ -126,7 +126,7 @@ class NGP(Method):
             steps=20_000,
             log2_rows=19,
             finest_bounded=2048,
-            batch=65_536,
+            batch=98_304,
             step_bounded=0.005,
             table_lr=3e-2,
         ),

@@ -22,7 +22,7 @@ from ..cameras import Camera, Lens
 from ..errors import CaptureError
 from ..files import whole_file
 from ..geometry import invert
-from ..path_files import camera_path_data, camera_path_of
+from ..path_files import CameraPath, camera_path_data, camera_path_of
 from ..scene import SceneInfo
 
 LONGEST = 100_000
@@ -40,13 +40,15 @@ class Keyframe:
 
 @dataclass(frozen=True)
 class Flight:
-    """Keyframes and how to fly through them. size: width, height in pixels. loop: the last leads to the first."""
+    """Keyframes and how to fly through them. size: width, height in pixels, of one eye's picture where there are two.
+    loop: the last leads to the first. eyes: of `path_files.TWO_EYES`, for a panorama lens, or nothing."""
 
     keyframes: tuple[Keyframe, ...] = ()
     loop: bool = False
     fps: float = 24.0
     size: tuple[int, int] = (960, 540)
     lens: Lens = Lens.PINHOLE
+    eyes: str = ""
 
     @property
     def seconds(self) -> float:
@@ -149,6 +151,8 @@ def flight_text(flight: Flight, info: SceneInfo) -> str:
             strict=True,
         )
     ]
+    if flight.eyes:
+        data["camera_type"] = flight.eyes
     data |= {"is_cycle": flight.loop, "default_fov": math.degrees(flight.keyframes[0].fov)}
     return json.dumps(data, indent=1, allow_nan=False)
 
@@ -173,11 +177,11 @@ def read_flight(text: bytes | str, info: SceneInfo, name: str = "camera path") -
     keys = data.get("keyframes")
     if not isinstance(keys, list) or not keys:
         found = camera_path_of(data, info, name)
-        return _of_cameras(found.cameras, found.fps)
+        return _of_path(found)
     # Read by the same careful reader as the path.
     shots = [_as_shot(key, i, name) for i, key in enumerate(keys[:LONGEST])]
     found = camera_path_of(data | {"camera_path": shots, "fps": data.get("fps") or 24.0}, info, name)
-    flight = _of_cameras(found.cameras, found.fps)
+    flight = _of_path(found)
     otherwise = _seconds(data.get("default_transition_sec"), 2.0)
     arriving = [_seconds(shot["seconds"], otherwise) for shot in shots]
     keyframes = tuple(
@@ -187,13 +191,16 @@ def read_flight(text: bytes | str, info: SceneInfo, name: str = "camera path") -
     return replace(flight, keyframes=keyframes, loop=bool(data.get("is_cycle", False)))
 
 
-def _of_cameras(cameras: Camera, fps: float) -> Flight:
+def _of_path(found: CameraPath) -> Flight:
+    cameras, fps = found.cameras, found.fps
     fov = 2 * torch.atan(0.5 * cameras.height / cameras.intrinsics[:, 1].double())
     if cameras.lens is Lens.EQUIRECTANGULAR:
         fov = torch.full_like(fov, math.radians(50))
     poses = cameras.world_from_cam.double()
     keyframes = tuple(Keyframe(pose, float(angle), 1 / fps) for pose, angle in zip(poses, fov, strict=True))
-    return Flight(keyframes, fps=fps, size=(cameras.width, cameras.height), lens=cameras.lens)
+    # The cameras of vr180 are whole panoramas.
+    width = cameras.width // 2 if found.eyes == "vr180" else cameras.width
+    return Flight(keyframes, fps=fps, size=(width, cameras.height), lens=cameras.lens, eyes=found.eyes)
 
 
 def _as_shot(key: object, i: int, name: str) -> dict[str, Any]:

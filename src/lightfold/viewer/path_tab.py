@@ -23,7 +23,14 @@ from .subject import Subject
 from .view_tab import pose_of
 from .work import Work
 
-LENSES = {"perspective": Lens.PINHOLE, "fisheye": Lens.OPENCV_FISHEYE, "360 degrees": Lens.EQUIRECTANGULAR}
+LENSES = {
+    "perspective": (Lens.PINHOLE, ""),
+    "fisheye": (Lens.OPENCV_FISHEYE, ""),
+    "360 degrees": (Lens.EQUIRECTANGULAR, ""),
+    "360 degrees, two eyes": (Lens.EQUIRECTANGULAR, "omnidirectional"),
+    "VR180, two eyes": (Lens.EQUIRECTANGULAR, "vr180"),
+}
+"""What the video's camera sees: its lens, and for which eyes (see `path_files.TWO_EYES`)."""
 
 
 class PathTab:
@@ -122,8 +129,8 @@ class PathTab:
 
     def _set_flight(self) -> None:
         size = int(self.width.value) // 2 * 2, int(self.height.value) // 2 * 2
-        lens, loop = LENSES[self.lens.value], bool(self.loop.value)
-        self.flight = replace(self.flight, loop=loop, fps=float(self.fps.value), size=size, lens=lens)
+        (lens, eyes), loop = LENSES[self.lens.value], bool(self.loop.value)
+        self.flight = replace(self.flight, loop=loop, fps=float(self.fps.value), size=size, lens=lens, eyes=eyes)
         self.text.content = (
             f"{self.flight.seconds:.1f} seconds, {self.flight.frames} frames." if self.flight.frames else ""
         )
@@ -200,7 +207,7 @@ class PathTab:
             return
         self.width.value, self.height.value = flight.size
         self.fps.value, self.loop.value = flight.fps, flight.loop
-        self.lens.value = next(name for name, lens in LENSES.items() if lens is flight.lens)
+        self.lens.value = next(name for name, kind in LENSES.items() if kind == (flight.lens, flight.eyes))
         self._put(flight.keyframes, 0)
 
     def _video(self) -> Job:
