@@ -32,6 +32,7 @@ VERBS = {
     "render": "render a video or stills from a run: orbit, spiral, a flight, held-out views, a camera-path file",
     "export": "take a mesh, points, cameras or a volume out of a run",
     "info": "say what a capture, a run or a checkpoint is, and whether it is healthy",
+    "bench": "compare methods on captures: each trained for the same time, scored on held-out views, in one table",
     "doctor": "say what is installed, which kernels run here, and what is slow and why",
 }
 
