@@ -15,7 +15,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sample"
 
 def test_one_table_of_all_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["quality", str(SAMPLE), "--methods", "ngp:fast", "neus:fast", "--minutes", "0.02", "--out", str(tmp_path)]
-    bench.main([*words, "--options", "--scene.max-side 48"])
+    bench.main([*words, "--", "--scene.max-side", "48"])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["ngp:fast", "neus:fast"]
     for row in rows:

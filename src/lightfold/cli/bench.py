@@ -21,7 +21,10 @@ from .arguments import parse
 DESCRIPTION = """Train methods on captures, each for the same time, score them on held-out views, and write one table,
 beside published figures where there are any for a scene of that name.
 
-Every training is a run of its own below --out, in a process of its own; what is finished is not done again."""
+Every training is a run of its own below --out, in a process of its own; what is finished is not done again. Options of
+`lightfold run` that all of them shall have come last, after two dashes:
+
+    lightfold bench quality CAPTURE --methods ngp neus -- --scene.downscale 4"""
 KINDS = ("quality",)
 
 
@@ -39,12 +42,12 @@ class BenchArguments:
     """Seed of each."""
     out: Path = Path("runs/bench")
     """Folder of the runs and of the table."""
-    options: tuple[str, ...] = ()
-    """Further options of `lightfold run` for all of them, quoted, such as --options "--scene.downscale 4"."""
 
 
 def main(words: list[str]) -> None:
     """The verb."""
+    end = words.index("--") if "--" in words else len(words)
+    words, options = words[:end], words[end + 1 :]
     arguments = parse(BenchArguments, words, "bench", DESCRIPTION, BenchArguments())
     if arguments.kind not in KINDS:
         raise ConfigError("Say what to measure on which captures: `lightfold bench quality CAPTURE ...`.")
@@ -54,7 +57,9 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"--minutes must be above 0, and it is {arguments.minutes:g}.")
     for method in arguments.methods:
         lookup(method)
-    rows = [measured(capture, method, arguments) for capture in arguments.captures for method in arguments.methods]
+    rows = [
+        measured(capture, method, arguments, options) for capture in arguments.captures for method in arguments.methods
+    ]
     table = written(rows)
     with whole_file(arguments.out / "bench.json") as partial:
         partial.write_text(json.dumps({"minutes": arguments.minutes, "rows": rows}, indent=1), encoding="utf-8")
@@ -64,21 +69,12 @@ def main(words: list[str]) -> None:
     console.say(f"The table is in {arguments.out / 'bench.md'}, its numbers with their protocol in bench.json.")
 
 
-def measured(capture: str, method: str, arguments: BenchArguments) -> dict[str, Any]:
+def measured(capture: str, method: str, arguments: BenchArguments, options: list[str]) -> dict[str, Any]:
     """One training and its scores, or why there are none: a method that fails does not end the comparison."""
     place = Path(capture).expanduser().resolve()
     out = arguments.out / place.name / method.replace(":", "-")
-    words = [
-        "run",
-        str(place),
-        "--method",
-        method,
-        "--minutes",
-        f"{arguments.minutes:g}",
-        "--seed",
-        str(arguments.seed),
-    ]
-    words += ["--out", str(out), "--video-seconds", "0", *(word for text in arguments.options for word in text.split())]
+    words = ["run", str(place), "--method", method, "--out", str(out), "--video-seconds", "0"]
+    words += ["--minutes", f"{arguments.minutes:g}", "--seed", str(arguments.seed), *options]
     console.say(f"{place.name}, {method}: {arguments.minutes:g} minutes ...")
     row: dict[str, Any] = {"capture": place.name, "of": place.parent.name, "method": method}
     try:
@@ -124,9 +120,7 @@ def written(rows: list[dict[str, Any]]) -> str:
         if theirs is not None:
             figures, how = theirs
             lines += [f"| {method} | published | {psnr:.2f} dB | | {time} | | |" for method, psnr, time in figures]
-            notes.append(
-                f"Published: {how}. Views, resolution, hardware and time differ, so these are no like for like."
-            )
+            notes.append(f"Published: {how}. Views, size, hardware and time differ, so these are no like for like.")
         parts.append("\n".join([*lines, "", *notes]))
     return "\n\n".join(parts) + "\n"
 
