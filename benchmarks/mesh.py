@@ -28,6 +28,7 @@ from scipy.spatial import cKDTree
 from lightfold.export.mesh import Extracted, MeshOptions, extract_mesh
 from lightfold.export.surface import Mesh, face_vectors, pieces
 from lightfold.export.views import content_box, render_views
+from lightfold.methods.base import HasDistance
 from lightfold.run import Run
 
 from .measure import peak_bytes
@@ -60,13 +61,16 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--run", type=Path, help="a run of the sample; default: one is trained")
     made.add_argument("--minutes", type=float, help="training time; default 5, or 1 with --quick")
-    made.add_argument("--resolution", type=int, default=384)
+    made.add_argument("--method", default="ngp", help="the method that is trained; those with a signed distance too")
+    made.add_argument("--resolution", type=int, default=512)
     options = made.parse_args()
     minutes = options.minutes or (1.0 if options.quick else 5.0)
-    with recorded("mesh", options) as record:
-        run = Run.open(options.run) if options.run else trained(minutes)
+    name = "mesh" if options.method == "ngp" else f"mesh-{options.method.replace(':', '-')}"
+    with recorded(name, options) as record:
+        run = Run.open(options.run) if options.run else trained(minutes, options.method)
         method = run.method()
         record.protocol |= {
+            "method": run.config.method,
             "minutes": run.config.train.minutes,
             "resolution": options.resolution,
             "step": run.steps()[-1],
@@ -76,7 +80,7 @@ def main() -> None:
         record.results["render_views_seconds"] = time.perf_counter() - start
         truth = seen_truth(content_box(run.info, views).double(), run)
         record.protocol["true_points"] = len(truth)
-        for source in ("density", "fusion"):
+        for source in ("sdf",) if isinstance(method, HasDistance) else ("density", "fusion"):
             start = time.perf_counter()
             found = extract_mesh(method, MeshOptions(source=source, resolution=options.resolution), views=views)
             seconds = time.perf_counter() - start
@@ -86,14 +90,14 @@ def main() -> None:
         record.results["peak_bytes"] = peak_bytes()
 
 
-def trained(minutes: float) -> Run:
-    """A fresh run of the sample with the default method, by the command line as a user would."""
+def trained(minutes: float, method: str) -> Run:
+    """A fresh run of the sample, by the command line as a user would."""
     import tempfile
 
     from lightfold.cli import main as command_line
 
     folder = Path(tempfile.mkdtemp(prefix="lightfold-mesh-")) / "run"
-    words = ["train", "ngp", str(SAMPLE), "--minutes", str(minutes), "--out", str(folder)]
+    words = ["train", method, str(SAMPLE), "--minutes", str(minutes), "--out", str(folder)]
     if command_line(words) != 0:
         raise SystemExit("the training failed")
     return Run.open(folder)
