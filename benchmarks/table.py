@@ -75,8 +75,8 @@ def over_seeds(case: str, key: str, factor: float = 1.0) -> Callable[[Records], 
     return find
 
 
-def number(name: str, *keys: str) -> Callable[[Records], Value]:
-    """A number somewhere in a record."""
+def number(name: str, *keys: str, scale: float = 1.0) -> Callable[[Records], Value]:
+    """A number somewhere in a record, times `scale`."""
 
     def find(records: Records) -> Value:
         found = records[name]["results"]
@@ -84,7 +84,7 @@ def number(name: str, *keys: str) -> Callable[[Records], Value]:
             found = found[key]
         if found is None:
             raise KeyError(keys[-1])
-        return Value(float(found))
+        return Value(scale * float(found))
 
     return find
 
@@ -243,6 +243,68 @@ ROWS = [
         at_most=True,
     ),
     Row("the same, from photos to poses", number("poses", "fox", "wall_seconds"), "{:.0f} s", 60, 35, at_most=True),
+    *(
+        row
+        for name, shown in (("nerf_synthetic/lego", "lego"), ("sample", "the sample"))
+        for row in (
+            Row(
+                f"the page of {shown}: first picture after connecting",
+                number("viewer", name, "first_picture_seconds"),
+                SECONDS,
+                1,
+                at_most=True,
+            ),
+            Row(
+                "the same, pictures while the camera moves, canvas 320x240",
+                number("viewer", name, "moving_pictures_per_second"),
+                "{:.1f} per second",
+                5,
+                15,
+            ),
+            Row(
+                "the same, their pixels, of 76 800",
+                number("viewer", name, "moving_pixels", scale=1 / 76_800),
+                "{:.2f}",
+                None,
+            ),
+            Row(
+                "the same, sharp at 800x600 after",
+                number("viewer", name, "settled_seconds"),
+                SECONDS,
+                3,
+                at_most=True,
+            ),
+            Row(
+                "the same, training is slower while somebody looks by",
+                number("viewer", name, "cost_of_a_client", scale=100),
+                "{:.0f} %",
+                20,
+                at_most=True,
+            ),
+            Row(
+                "the same, while nobody looks",
+                number("viewer", name, "cost_of_an_open_page", scale=100),
+                "{:.0f} %",
+                None,
+            ),
+        )
+    ),
+    Row(
+        "mesh of the sample from density after 5 min: Chamfer distance, of the extent",
+        number("mesh", "density", "chamfer"),
+        "{:.2f} %",
+        1,
+        at_most=True,
+    ),
+    Row(
+        "the same, largest floater",
+        number("mesh", "density", "largest_floater", scale=100),
+        "{:.2f} %",
+        1,
+        at_most=True,
+    ),
+    Row("the same, 512^3 samples, time", number("mesh", "density", "seconds"), "{:.0f} s", 120, at_most=True),
+    Row("the same, memory with its training", number("mesh", "peak_bytes", scale=1e-9), "{:.2f} GB", 4, at_most=True),
     Row("`lightfold --help`", number("start_up", "lightfold --help", "wall"), SECONDS, 1, at_most=True),
 ]
 """Everything promised, in the order of the page."""

@@ -11,6 +11,7 @@ from painted_ball import PaintedBall
 from lightfold.methods.nerfacto import Nerfacto, NerfactoConfig
 from lightfold.viewer.painter import Look
 from lightfold.viewer.subject import Subject
+from lightfold.viewer.view_tab import plane, slice_colours
 
 TINY = NerfactoConfig(
     rays=64, proposal_samples=(8, 8), samples=6, levels=2, log2_rows=8, finest_bounded=32, width=16, appearance=4
@@ -77,3 +78,28 @@ def test_many_cameras_are_thinned_out_evenly() -> None:
     shown = Subject("many", replace(info), None).shown_views()
     assert len(shown) == 300 and shown[0] == 0 and shown[-1] == 999
     assert max(b - a for a, b in zip(shown, shown[1:], strict=False)) <= 4
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_lie_where_they_say(axis: int) -> None:
+    points = plane(axis, 0.3, 16)
+    assert points.shape == (16, 16, 3)
+    torch.testing.assert_close(points[..., axis], torch.full((16, 16), 0.3), atol=1e-6, rtol=0)
+    others = points.reshape(-1, 3)[:, [i for i in range(3) if i != axis]]
+    assert float(others.min()) == pytest.approx(-15 / 16) and float(others.max()) == pytest.approx(15 / 16)
+
+
+def test_slices_show_inside_and_outside() -> None:
+    class Ball:
+        def sdf_at(self, points: torch.Tensor) -> torch.Tensor:
+            return points.norm(dim=1) - 0.5
+
+    colours = slice_colours(Ball(), torch.tensor([[0.0, 0, 0], [0.9, 0, 0], [0.5, 0, 0]])).astype(int)
+    assert colours[0, 0] > colours[0, 2] and colours[1, 0] < colours[1, 2] and colours[2].min() == 255
+
+    class Fog:
+        def density_at(self, points: torch.Tensor) -> torch.Tensor:
+            return 100.0 * (points.norm(dim=1) < 0.5)
+
+    colours = slice_colours(Fog(), torch.tensor([[0.0, 0, 0], [0.9, 0, 0]])).astype(int)
+    assert colours[0].sum() > colours[1].sum() + 200

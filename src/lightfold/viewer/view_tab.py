@@ -10,8 +10,10 @@ import torch
 import viser
 from torch import Tensor
 
+from .. import pictures
 from ..cameras import Camera, Lens
 from ..geometry import rotation_from_quaternion
+from ..methods.base import HasDensity, HasDistance
 from ..rays import Box
 from ..render import OUTPUTS
 from .painter import PHOTO, Look
@@ -48,6 +50,7 @@ class ViewTab:
             self.crop = gui.add_checkbox("Show only what is inside", False)
             self.size = gui.add_vector3("Sides", (2.0, 2.0, 2.0), min=(0.01,) * 3, max=(1000.0,) * 3, step=0.01)
             self.reset_box = gui.add_button("Put it back to the middle")
+        self.slice = Slice(client, subject)
         self.upright = gui.add_button("Up is up here", hint="Take this camera's upward direction as the page's.")
         self.reset = gui.add_button("Back to the first view")
         self._gizmo: viser.TransformControlsHandle | None = None
@@ -138,6 +141,68 @@ class ViewTab:
         up = -pose_of(self._client.camera)[:, 1]
         self._client.scene.set_up_direction(tuple(up.tolist()))
         self._client.camera.up_direction = up.numpy()
+
+
+class Slice:
+    """A plane through the scene that shows the field itself: its signed distance, or how dense it is.
+
+    Distances are blue outside and orange inside, with the surface between them; densities go from dark to light.
+    """
+
+    SIDE = 192
+    """Points along a side of the plane."""
+
+    def __init__(self, client: viser.ClientHandle, subject: Subject) -> None:
+        self._client, self._method = client, subject.method
+        usable = isinstance(subject.method, (HasDistance, HasDensity))
+        with client.gui.add_folder("Slice", expand_by_default=False, visible=usable):
+            self.show = client.gui.add_checkbox("Show a slice of the field", False)
+            self.axis = client.gui.add_dropdown("Across", ("x", "y", "z"), initial_value="z")
+            self.place = client.gui.add_slider("At", -1.0, 1.0, 0.01, 0.0)
+        self._shown: viser.ImageHandle | None = None
+        for handle in (self.show, self.axis, self.place):
+            handle.on_update(lambda _: self._draw())
+
+    def _draw(self) -> None:
+        if self._shown is not None:
+            self._shown.remove()
+            self._shown = None
+        if not self.show.value:
+            return
+        axis = "xyz".index(self.axis.value)
+        points = plane(axis, float(self.place.value), self.SIDE)
+        colours = slice_colours(self._method, points.reshape(-1, 3)).reshape(self.SIDE, self.SIDE, 3)
+        position = np.zeros(3)
+        position[axis] = float(self.place.value)
+        self._shown = self._client.scene.add_image(
+            "/slice", colours, 2.0, 2.0, format="png", wxyz=PLANES[axis], position=position
+        )
+
+
+PLANES = ((0.5, 0.5, 0.5, 0.5), (0.5, -0.5, -0.5, -0.5), (1.0, 0.0, 0.0, 0.0))
+"""Quaternions that turn the image plane (x right, y down its rows) across the x, y and z axis, by permuting the axes."""
+
+
+def plane(axis: int, place: float, side: int) -> Tensor:
+    """Points [side, side, 3] of the square [-1, 1]^2 across an axis, as the rows and columns of its picture lie."""
+    at = (torch.arange(side) + 0.5) / side * 2 - 1
+    rows, columns = torch.meshgrid(at, at, indexing="ij")
+    own = torch.stack([columns, rows, torch.zeros_like(rows)], dim=-1)
+    rotation = rotation_from_quaternion(torch.tensor(PLANES[axis]))
+    return own @ rotation.T + place * torch.eye(3)[axis]
+
+
+def slice_colours(method: object, points: Tensor) -> np.ndarray:
+    """Colours [N, 3] uint8 of the field at points [N, 3]."""
+    if isinstance(method, HasDistance):
+        share = (0.5 + 2.0 * method.sdf_at(points)).clamp(0, 1)[:, None]
+        inside, outside = torch.tensor([0.95, 0.55, 0.2]), torch.tensor([0.15, 0.3, 0.75])
+        colours = torch.lerp(inside, outside, share)
+        # The surface itself is a light line.
+        return pictures.to_uint8(torch.where((share - 0.5).abs() < 0.02, 1.0, colours)[None])[0]
+    assert isinstance(method, HasDensity)
+    density = method.density_at(points)
+    return pictures.colour_map(1 - torch.exp(-0.02 * density)[None])[0]
 
 
 def pose_of(camera: viser.CameraHandle) -> Tensor:
