@@ -180,7 +180,7 @@ class Slice:
 
 
 PLANES = ((0.5, 0.5, 0.5, 0.5), (0.5, -0.5, -0.5, -0.5), (1.0, 0.0, 0.0, 0.0))
-"""Quaternions that turn the image plane (x right, y down its rows) across the x, y and z axis, by permuting the axes."""
+"""Quaternions that turn the image plane (x right, y down its rows) across the x, y and z axis."""
 
 
 def plane(axis: int, place: float, side: int) -> Tensor:
