@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
@@ -143,7 +143,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
         side = None if dense else arguments.side
         views = render_views(method, arguments.views, side or SIDE, progress)
         make = {"mesh": _mesh, "points": _points, "volume": _volume, "cameras": _dense}[arguments.what]
-        return make(run, method, views, arguments, b_from_scene, progress)
+        return make(Work(run, method, views, arguments, b_from_scene, progress))
 
 
 def _need_libraries(arguments: ExportArguments) -> None:
@@ -238,22 +238,27 @@ def _target(run: Run, arguments: ExportArguments, name: str) -> Path:
     return arguments.out or run.path / "exports" / name
 
 
+class Work(NamedTuple):
+    """What every kind of export is made from."""
+
+    run: Run
+    method: Method
+    views: list[Seen]
+    arguments: ExportArguments
+    b_from_scene: Similarity
+    progress: Progress
+
+
 # --- the kinds ------------------------------------------------------------------------------------------------------
 
 
-def _mesh(
-    run: Run,
-    method: Method,
-    views: list[Seen],
-    arguments: ExportArguments,
-    b_from_scene: Similarity,
-    progress: Progress,
-) -> list[Path]:
+def _mesh(work: Work) -> list[Path]:
     import torch
 
     from ..export.mesh import MeshOptions, extract_mesh, write_mesh
     from ..export.surface import keep_faces
 
+    run, method, views, arguments, b_from_scene, progress = work
     triangles = arguments.triangles
     if arguments.texture != "none" and triangles is None:
         triangles = 200_000
@@ -317,18 +322,12 @@ def _mesh_page(run: Run, mesh: Mesh, path: Path, b_from_scene: Similarity) -> Pa
     return path
 
 
-def _points(
-    run: Run,
-    method: Method,
-    views: list[Seen],
-    arguments: ExportArguments,
-    b_from_scene: Similarity,
-    progress: Progress,
-) -> list[Path]:
+def _points(work: Work) -> list[Path]:
     from ..export.page import SHOWN_POINTS, write_page
     from ..export.ply import write_ply
     from ..export.points import extract_points
 
+    run, method, views, arguments, b_from_scene, progress = work
     points = extract_points(method, arguments.count, _scene_box(arguments, b_from_scene), progress, views)
     xyz = b_from_scene.apply(points.xyz.double())
     if arguments.box is not None:
@@ -397,17 +396,11 @@ def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> 
     return [folder]
 
 
-def _dense(
-    run: Run,
-    method: Method,
-    views: list[Seen],
-    arguments: ExportArguments,
-    b_from_scene: Similarity,
-    progress: Progress,
-) -> list[Path]:
+def _dense(work: Work) -> list[Path]:
     from ..export.dense import write_dense
     from . import steps
 
+    run, method, views, arguments, b_from_scene, progress = work
     folder = _target(run, arguments, "dense")
     if arguments.out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} holds something already; give a new or an empty folder with --out.")
@@ -424,18 +417,12 @@ def _dense(
     return [folder]
 
 
-def _volume(
-    run: Run,
-    method: Method,
-    views: list[Seen],
-    arguments: ExportArguments,
-    b_from_scene: Similarity,
-    progress: Progress,
-) -> list[Path]:
+def _volume(work: Work) -> list[Path]:
     from ..export.blocks import Lattice
     from ..export.views import content_box
     from ..export.volume import extract_volume, write_volume
 
+    run, method, views, arguments, b_from_scene, progress = work
     box = _scene_box(arguments, b_from_scene)
     lattice = Lattice.over(content_box(run.info, views) if box is None else box, arguments.resolution or 192)
     target = _target(run, arguments, "volume.npz")
