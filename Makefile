@@ -11,7 +11,7 @@ MINUTES ?= 1
 # Windows has no bin folder in its environments.
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
-SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.h' -o -name '*.cpp' \) 2>/dev/null)
+SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.json' \) 2>/dev/null)
 
 .PHONY: venv install demo test test-slow bench lint clean
 .DEFAULT_GOAL := demo
