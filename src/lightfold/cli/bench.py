@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ def measured(capture: str, method: str, arguments: BenchArguments, options: list
     words += ["--minutes", f"{arguments.minutes:g}", "--seed", str(arguments.seed), *options]
     console.say(f"{place.name}, {method}: {arguments.minutes:g} minutes ...")
     row: dict[str, Any] = {"capture": place.name, "of": place.parent.name, "method": method}
+    command = [sys.executable, "-m", "lightfold", *words]
+    # -m would look for modules in the current folder first, whoever filled it.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
     try:
-        done = subprocess.run([sys.executable, "-m", "lightfold", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except OSError as error:
         raise LightfoldError(f"The training could not be started: {error.strerror or error}.") from error
     if done.returncode:

@@ -51,7 +51,8 @@ class Job:
                     text=True,
                     encoding="utf-8",
                     errors="replace",
-                    env=os.environ | {PROGRESS_LINES: "1", "PYTHONIOENCODING": "utf-8"},
+                    # Without the last, -m would look for modules in the current folder first, whoever filled it.
+                    env=os.environ | {PROGRESS_LINES: "1", "PYTHONIOENCODING": "utf-8", "PYTHONSAFEPATH": "1"},
                 )
             assert self._process.stderr is not None
             for line in self._process.stderr:
