@@ -51,6 +51,8 @@ class Row:
 
     def verdict(self, value: Value) -> str:
         """In words, so that it reads without colours."""
+        if self.bar is None and self.beyond is None:
+            return ""
         if self.reached(value, self.beyond):
             return "met, and beyond" if self.bar is not None else "reached"
         if self.bar is None:
