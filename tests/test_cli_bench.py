@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightfold.cli import bench
-from lightfold.errors import ConfigError
+from lightfold.errors import CaptureError, ConfigError, LightfoldError
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sample"
 
@@ -28,7 +28,9 @@ def test_one_table_of_all_trainings(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_method_that_fails_is_a_line_of_the_table(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    bench.main(["quality", str(tmp_path / "empty"), "--methods", "ngp", "--minutes", "0.01", "--out", str(tmp_path)])
+    words = ["quality", str(tmp_path / "empty"), "--methods", "ngp", "--minutes", "0.01", "--out", str(tmp_path)]
+    with pytest.raises(LightfoldError, match=r"bench\.md says why"):
+        bench.main(words)
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert "psnr" not in row and row["failure"] in (tmp_path / "bench.md").read_text()
 
@@ -48,3 +50,9 @@ def test_published_figures_stand_beside_ours_and_say_whose_they_are() -> None:
 def test_what_cannot_be_measured_is_said_at_once(words: list[str]) -> None:
     with pytest.raises(ConfigError):
         bench.main(words)
+
+
+def test_a_capture_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="There is nothing at"):
+        bench.main(["quality", str(SAMPLE), str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

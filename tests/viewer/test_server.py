@@ -118,6 +118,45 @@ def test_others_on_the_network_need_the_token() -> None:
         viewer.close()
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://localhost:1", "null", "https://127.0.0.1.evil.example"]
+)
+def test_pages_of_other_sites_see_nothing(viewer: Viewer, origin: str) -> None:
+    """Any page that the user has open may connect to a port of this machine; the browser says whose it is."""
+    with Page(port(viewer), {"Origin": origin}) as page:
+        page.look(EYE, MIDDLE, UP, 64, 48)
+        page.listen(1.0)
+        assert not page.arrived and not viewer.clients
+    with Page(port(viewer), {"Origin": f"http://127.0.0.1:{port(viewer)}"}) as page:
+        page.look(EYE, MIDDLE, UP, 64, 48)
+        assert page.listen(20, pictures=1) == 1
+
+
+def test_what_the_page_does_not_offer_cannot_be_asked_for(tmp_path: Path) -> None:
+    """Values of dropdowns come from outside, and become words of a command line and names of files."""
+    run, _, method = begin(tmp_path / "run", 1)
+    viewer = served(Viewer(Subject("ball", run.info, method, run), port=0))
+    with Page(port(viewer)) as page:
+        page.look(EYE, MIDDLE, UP, 64, 48)
+        until(lambda: bool(viewer.clients))
+        panels = viewer.clients[0].panels
+        assert panels.export is not None and panels.path is not None
+        panels.path._add()
+        for handle, start, bad in (
+            (panels.export.format, panels.export._begin, "x/../../../../evil.ply"),
+            (panels.export.what, panels.export._begin, "mesh --out /evil"),
+            (panels.export.frame, panels.export._begin, "scene --page"),
+            (panels.export.cameras_as, panels.export._begin, "../../evil"),
+            (panels.path.shown, panels.path._video, "rgb --out /evil.mp4"),
+        ):
+            good, handle.value = handle.value, bad
+            with pytest.raises(LightfoldError, match="does not offer"):
+                start()
+            handle.value = good
+        assert panels.export._begin().words[:3] == ["export", str(run.path), "mesh"]
+    viewer.close()
+
+
 def test_the_page_offers_no_relay_of_a_stranger(viewer: Viewer) -> None:
     with Page(port(viewer)) as page:
         page.look(EYE, MIDDLE, UP, 64, 48)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from ..config import lookup
-from ..errors import ConfigError, LightfoldError, RunError
+from ..errors import CaptureError, ConfigError, LightfoldError, RunError
 from ..files import whole_file
 from . import console
 from .arguments import parse
@@ -58,6 +58,9 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"--minutes must be above 0, and it is {arguments.minutes:g}.")
     for method in arguments.methods:
         lookup(method)
+    for capture in arguments.captures:
+        if not Path(capture).expanduser().exists():
+            raise CaptureError(f"There is nothing at {capture}.")
     rows = [
         measured(capture, method, arguments, options) for capture in arguments.captures for method in arguments.methods
     ]
@@ -67,6 +70,8 @@ def main(words: list[str]) -> None:
     with whole_file(arguments.out / "bench.md") as partial:
         partial.write_text(table, encoding="utf-8")
     console.say(table)
+    if all("failure" in row for row in rows):
+        raise LightfoldError(f"No training has worked; {arguments.out / 'bench.md'} says why.")
     console.say(f"The table is in {arguments.out / 'bench.md'}, its numbers with their protocol in bench.json.")
 
 

@@ -136,10 +136,16 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     if arguments.what == "cameras" and not dense:
         return _cameras(run, arguments, b_from_scene)
     _need_libraries(arguments)
+    if dense and arguments.out is not None:
+        _require_new(arguments.out)
     with _stages() as progress:
         from ..export.views import render_views
 
         method = run.method(arguments.step)
+        if arguments.what == "mesh":
+            from ..export.mesh import source_of
+
+            source_of(method, arguments.source)
         side = None if dense else arguments.side
         views = render_views(method, arguments.views, side or SIDE, progress)
         make = {"mesh": _mesh, "points": _points, "volume": _volume, "cameras": _dense}[arguments.what]
@@ -232,6 +238,11 @@ def _in_box(arguments: ExportArguments, xyz: Tensor) -> Tensor:
 def _require(count: int) -> None:
     if count == 0:
         raise RunError("No surface was found in the box. Give another --box, or none.")
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} holds something already; give a new or an empty folder with --out.")
 
 
 def _target(run: Run, arguments: ExportArguments, name: str) -> Path:
@@ -402,8 +413,6 @@ def _dense(work: Work) -> list[Path]:
 
     run, method, views, arguments, b_from_scene, progress = work
     folder = _target(run, arguments, "dense")
-    if arguments.out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} holds something already; give a new or an empty folder with --out.")
     scene = None
     if arguments.capture is not None or Path(run.config.capture).expanduser().exists():
         scene = steps.scene_of(run, arguments.capture)

@@ -31,6 +31,7 @@ from ..formats import colmap
 from ..geometry import Similarity
 from ..paths import FISHEYE, PERSPECTIVE
 from ..pictures import save_picture, to_uint8
+from ..refine import refined_cameras
 from ..render import normals_from_depth, unique_stems
 from .points import extract_points
 from .views import Progress, Seen, colours_at, observe
@@ -63,7 +64,8 @@ def write_dense(
     """
     info = method.info
     names = [f"{stem}.png" for stem in unique_stems([info.names[view.index] for view in views])]
-    cameras = [pinhole(info.cameras[view.index], name, side) for view, name in zip(views, names, strict=True)]
+    taken = refined_cameras(method)
+    cameras = [pinhole(taken[view.index], name, side) for view, name in zip(views, names, strict=True)]
     stereo = folder / "stereo"
     for done, (view, camera, name) in enumerate(zip(views, cameras, names, strict=True)):
         if progress is not None:
@@ -80,7 +82,7 @@ def write_dense(
         write_map(stereo / "normal_maps" / f"{name}.geometric.bin", in_camera.numpy())
         rgb = image.rgb
         if scene is not None:
-            rgb = straightened(scene.view(view.index).rgb, info.cameras[view.index], camera)
+            rgb = straightened(scene.view(view.index).rgb, taken[view.index], camera)
         save_picture(folder / "images" / name, to_uint8(rgb))
     points = sparse_points(method, views, b_from_scene, progress)
     frames = [

@@ -85,7 +85,7 @@ def extract_mesh(
     `options.source` asks for.
     """
     options = options or MeshOptions()
-    source = _source(method, options)
+    source = source_of(method, options.source)
     views = render_views(method, progress=progress) if views is None else views
     box = content_box(method.info, views) if options.box is None else options.box
     lattice = Lattice.over(box, options.resolution)
@@ -111,21 +111,24 @@ def extract_mesh(
     return Extracted(mesh, views, lattice.spacing, tuple(notes))
 
 
-def _source(method: Method, options: MeshOptions) -> str:
-    """What the mesh is made from."""
+def source_of(method: Method, source: str) -> str:
+    """What the mesh is made from: `source`, or for "auto" the best that the method has.
+
+    Raises ConfigError when the method lacks what is asked for.
+    """
     has = {
         "sdf": isinstance(method, HasDistance),
         "density": isinstance(method, HasDensity),
         "fusion": True,
         "poisson": True,
     }
-    if options.source == "auto":
+    if source == "auto":
         return next(name for name, there in has.items() if there)
-    if options.source not in has:
-        raise ValueError(f"source: expected one of {', '.join(SOURCES)}, got {options.source!r}")
-    if not has[options.source]:
-        raise ConfigError(f"This method has no {options.source}; leave --source away, or use --source fusion.")
-    return options.source
+    if source not in has:
+        raise ValueError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
+    if not has[source]:
+        raise ConfigError(f"This method has no {source}; leave --source away, or use --source fusion.")
+    return source
 
 
 def _triangles(

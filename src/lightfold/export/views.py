@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cameras import Camera
 from ..errors import RunError
+from ..refine import refined_cameras
 from ..render import normals_from_depth
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ class Seen:
 
 def render_views(method: Method, count: int = 60, side: int = 400, progress: Progress | None = None) -> list[Seen]:
     """Renderings of at most `count` training views, evenly chosen, with at most `side` pixels on the longer side."""
-    chosen = even_choice(method.info, count)
+    chosen, cameras = even_choice(method.info, count), refined_cameras(method)
     views = []
     for done, index in enumerate(chosen):
         if progress is not None:
             progress("rendering the training views", done, len(chosen))
-        camera = method.info.cameras[index]
+        camera = cameras[index]
         shrink = min(1.0, side / max(camera.width, camera.height))
         camera = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
         image = method.render(camera)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..cameras import Camera, DirectionTable, Lens
+from ..errors import ConfigError
 from ..optim import Adam, Group
 from ..rays import Box
 
@@ -36,6 +37,13 @@ def step_generator(seed: int, step: int) -> Generator:
 def earlier(rng: Generator, steps: int) -> Generator:
     """The generator of that many steps before the one that `rng` was made for."""
     return torch.Generator().manual_seed((rng.initial_seed() - steps) % 2**32)
+
+
+def check_ranges(config: Any, *ranges: tuple[str, float, float]) -> None:
+    """Raise ConfigError unless every option named is a number from its least to its greatest."""
+    for name, least, most in ranges:
+        if not least <= getattr(config, name) <= most:
+            raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(config, name)}.")
 
 
 def ray_chunks(camera: Camera, most: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -44,7 +44,7 @@ from ..optim import Group, exponential_after
 from ..proposal import Spacing, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
-from .base import Image, Method, earlier, ray_chunks
+from .base import Image, Method, check_ranges, earlier, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Pixels, Scene, SceneInfo
@@ -123,7 +123,8 @@ class NerfactoConfig:
     """Samples of smaller weight get no colour."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (
+        check_ranges(
+            self,
             ("steps", 1, 10**9), ("rays", 1, 2**20), ("samples", 2, 1024), ("levels", 1, 32), ("log2_rows", 4, 24),
             ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18), ("width", 8, 256),
             ("geometry", 1, 64), ("proposal_levels", 1, 32), ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256),
@@ -131,9 +132,7 @@ class NerfactoConfig:
             ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("depth", 0.0, 1e3), ("depth_spread", 1e-6, 1.0),
             ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0),
             ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(self, name)}.")
+        )  # fmt: skip
         for name, least, most in (("proposal_samples", 2, 4096), ("proposal_finest", self.base, 2**18)):
             if not all(least <= value <= most for value in getattr(self, name)):
                 raise ConfigError(f"{name}: expected two numbers of {least} to {most}, got {getattr(self, name)}.")

@@ -59,7 +59,7 @@ from ..ops import HashGrid
 from ..ops.march import cell_centres, pack_bits
 from ..optim import Adam, Group, exponential_after, warm_up
 from ..rays import Box
-from .base import Image, Method, ray_chunks
+from .base import Image, Method, check_ranges, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -131,7 +131,8 @@ class NeuSConfig:
     """Learning rates end at this share of their start."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (
+        check_ranges(
+            self,
             ("steps", 1, 10**9), ("levels", 1, 32), ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18),
             ("first_levels", 1, 32), ("level_every", 0, 10**9), ("width", 8, 1024), ("depth", 1, 16),
             ("geometry", 1, 512), ("colour_width", 8, 512), ("colour_depth", 1, 7), ("radius", 0.01, 1.0),
@@ -139,9 +140,7 @@ class NeuSConfig:
             ("beyond", 2, 1024), ("eikonal", 0.0, 100.0), ("mask", 0.0, 100.0), ("curvature", 0.0, 100.0),
             ("anneal", 0, 10**9), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("variance_lr", 0.0, 1.0),
             ("final_lr", 1e-6, 1.0),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(self, name)}.")
+        )  # fmt: skip
         for name, choices in (("encoding", ("hash", "waves")), ("slope", ("analytic", "taps"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}.")

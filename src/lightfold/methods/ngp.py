@@ -26,7 +26,7 @@ from ..ops import HashGrid, Radiance, Tracing
 from ..ops.march import cell_of
 from ..optim import Adam, Group, constant, exponential_after
 from ..rays import Box
-from .base import Image, Method, earlier, ray_chunks
+from .base import Image, Method, check_ranges, earlier, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -92,7 +92,8 @@ class NGPConfig:
     """Samples of smaller weight get neither colour nor gradient."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (
+        check_ranges(
+            self,
             ("steps", 1, 10**9), ("levels", 1, 32), ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18),
             ("finest_bounded", 16, 2**18), ("width", 8, 256), ("geometry", 8, 64), ("batch", 64, 2**22),
             ("ramp", 0, 10**9), ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0),
@@ -100,9 +101,7 @@ class NGPConfig:
             ("grid", 16, 256), ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
             ("shift", -10.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
             ("final_lr", 1e-6, 1.0), ("huber", 0.0, 10.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(self, name)}.")
+        )  # fmt: skip
         if self.features not in (1, 2, 4, 8):
             raise ConfigError(f"features: expected 1, 2, 4 or 8, got {self.features}.")
         if self.geometry % 8 or self.grid % 16:

@@ -21,7 +21,7 @@ from .jobs import Job
 from .keyframes import Flight, Keyframe, flight_text, moved, read_flight, write_flight
 from .subject import Subject
 from .view_tab import pose_of
-from .work import Work
+from .work import Work, one_of
 
 LENSES = {
     "perspective": (Lens.PINHOLE, ""),
@@ -31,6 +31,8 @@ LENSES = {
     "VR180, two eyes": (Lens.EQUIRECTANGULAR, "vr180"),
 }
 """What the video's camera sees: its lens, and for which eyes (see `path_files.TWO_EYES`)."""
+SHOWN = (*OUTPUTS, "rgb depth", "rgb normal")
+"""What the video shows; two outputs side by side."""
 
 
 class PathTab:
@@ -55,7 +57,7 @@ class PathTab:
             self.height = gui.add_number("Height", 540, min=2, max=16384, step=2)
             self.fps = gui.add_number("Frames per second", 24.0, min=1.0, max=120.0, step=1.0)
             self.lens = gui.add_dropdown("Lens", tuple(LENSES), initial_value="perspective")
-            self.shown = gui.add_dropdown("Show", (*OUTPUTS, "rgb depth", "rgb normal"), initial_value="rgb")
+            self.shown = gui.add_dropdown("Show", SHOWN, initial_value="rgb")
             self.work = Work(client, "Render the video", self._video)
             self.still_work = Work(client, "Render this view", self._still)
         self.save_path = gui.add_button("Save the path")
@@ -229,5 +231,5 @@ class PathTab:
         write_flight(folder / f"{stem}.json", flight, self._subject.info)
         out = folder / stem if extra else folder / f"{stem}.mp4"
         words = ["render", str(run.path), "--path", str(folder / f"{stem}.json"), "--out", str(out)]
-        words += ["--outputs", *self.shown.value.split(), *extra]
+        words += ["--outputs", *one_of(self.shown.value, SHOWN).split(), *extra]
         return Job(words, lambda: sorted(out.glob("*")) if out.is_dir() else [out])

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import viser
@@ -157,10 +158,23 @@ class Viewer:
         first.near, first.far = 0.01, 200.0
 
     def _connected(self, handle: viser.ClientHandle) -> None:
+        if self._foreign(handle):
+            return
         client = Client(handle, self)
         with self._lock:
             self._clients[handle.client_id] = client
         self.awake()
+
+    def _foreign(self, handle: viser.ClientHandle) -> bool:
+        """Whether it was another site's page, open in the user's browser, that has connected: browsers let any page do
+        so, and it must see nothing. They say truly whose page it is (Origin), and which name led here (Host)."""
+        connection = self.server._websock_server._live_connections.get(handle.client_id)
+        request = None if connection is None else connection.request
+        if request is None:
+            return True
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        named = urlsplit(f"//{host}").hostname
+        return (origin is not None and urlsplit(origin).netloc != host) or (self.gate is None and named not in LOCAL)
 
     def _gone(self, handle: viser.ClientHandle) -> None:
         with self._lock:

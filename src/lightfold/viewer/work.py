@@ -15,6 +15,14 @@ SENT_AT_ONCE = 256 << 20
 """Bytes of a file beyond which it is not sent to the browser: the page says where it lies instead."""
 
 
+def one_of(value: str, known: Sequence[str]) -> str:
+    """A dropdown's value, if it is one of those that the page offers: a client may send anything, and these become
+    words of a command line and names of files."""
+    if value not in known:
+        raise LightfoldError(f"The page does not offer '{value[:40]}'.")
+    return value
+
+
 class Work:
     """A button, a bar, and at most one job behind them; its files are sent to the browser when it is done."""
 
