@@ -150,6 +150,37 @@ class TestGauge:
         assert float(turned[5]) == pytest.approx(0.05, abs=2e-3)
         assert float(turned[:5].max()) < 0.012
 
+    @pytest.mark.parametrize("manifold", ["so3xr3", "se3"])
+    def test_what_all_cameras_share_is_taken_out(self, manifold: str) -> None:
+        """All cameras together shifted, turned and scaled, a little, and one of them on its own: only that is left. A
+        camera that is not trained on has no part in it."""
+        poses = PoseRefinement(CAMERAS, manifold, trained=range(5))
+        middle = torch.stack([camera.center for camera in CAMERAS[:5]]).mean(0)
+        turn, shift = torch.tensor([2e-4, -3e-4, 1e-4]), torch.tensor([4e-4, 1e-4, -2e-4])
+        own = torch.tensor([1e-3, 0, 0, 0, 2e-3, 0])
+        with torch.no_grad():
+            for i, camera in enumerate(CAMERAS[:5]):
+                arm = camera.center - middle
+                poses.tangent[i] = torch.cat([torch.linalg.cross(turn, arm) + shift + 5e-4 * arm, turn])
+            poses.hold_gauge()
+            assert float(poses.tangent.abs().max()) < 1e-6
+            poses.tangent[2] += own
+            poses.hold_gauge()
+        # What a single camera does is in small part a motion of all.
+        left = poses.tangent.detach().clone()
+        assert float(left[2] @ own) > 0.6 * float(own @ own)
+        poses.hold_gauge()
+        torch.testing.assert_close(poses.tangent.detach(), left)
+        assert not bool(poses.tangent[5].any())
+
+    def test_cameras_in_one_place_have_no_scale(self) -> None:
+        poses = PoseRefinement([CAMERAS[0]] * 4)
+        own = torch.tensor([[1.0, 0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0], [0, 0, 0, 0, 0, -1.0]])
+        with torch.no_grad():
+            poses.tangent.copy_(own)
+        poses.hold_gauge()
+        torch.testing.assert_close(poses.tangent.detach(), own, atol=1e-6, rtol=0)
+
     def test_lists_of_different_length(self) -> None:
         with pytest.raises(ValueError, match="as many cameras"):
             corrections(CAMERAS, CAMERAS[:2])

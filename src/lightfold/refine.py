@@ -52,8 +52,11 @@ class PoseRefinement(nn.Module):
 
     centre: Tensor
 
-    def __init__(self, cameras: Sequence[Camera], manifold: str = "so3xr3") -> None:
-        """A correction for each of these cameras, in whose order `Rays.view` counts."""
+    def __init__(
+        self, cameras: Sequence[Camera], manifold: str = "so3xr3", trained: Sequence[int] | None = None
+    ) -> None:
+        """A correction for each of these cameras, in whose order `Rays.view` counts. trained: those whose pictures are
+        trained on; None: all."""
         super().__init__()
         if manifold not in MANIFOLDS:
             raise ValueError(f"manifold: expected one of {', '.join(MANIFOLDS)}, got '{manifold}'")
@@ -63,6 +66,8 @@ class PoseRefinement(nn.Module):
         """[V, 6] translation part first, scene units and radians. Rows of views nobody trains on stay zero."""
         centre = [camera.center.float() for camera in cameras]
         self.register_buffer("centre", torch.stack(centre) if centre else torch.zeros(0, 3), persistent=False)
+        self._trained = list(range(len(cameras)) if trained is None else trained)
+        self._gauge = _gauge(self.centre[self._trained]) if len(self._trained) > 2 else None
 
     def motion(self) -> tuple[Tensor, Tensor]:
         """R [V, 3, 3] and t [V, 3] of every view's correction."""
@@ -97,15 +102,42 @@ class PoseRefinement(nn.Module):
         moved = torch.cat([turned, -(turned @ (given.center.double() + shift))[:, None]], dim=-1)
         return replace(given, cam_from_world=moved.to(given.cam_from_world.dtype))
 
+    @torch.no_grad()
+    def hold_gauge(self) -> None:
+        """Take out of the corrections what they have in common: a shift, a turn about their middle, and a scale.
+
+        Colours cannot tell these, so nothing that the photographs say is lost. But whatever else is in a loss can pull
+        at them, in all cameras at once and the same way at every step: the distortion loss gains by a smaller scene.
+        Cameras that wander off together leave a field behind that follows them, and blurs.
+        """
+        if self._gauge is not None:
+            moved = self.tangent[self._trained].reshape(-1)
+            kept = moved - self._gauge @ (self._gauge.T @ moved)
+            self.tangent[self._trained] = kept.view(-1, 6)
+
     def penalty(self, shift: float = 1e-2, turn: float = 1e-3) -> Tensor:
         """The weighted mean squares of shifts (scene units) and turns (radians): holds the gauge, and views whose
         pictures say little about their pose, near where they were given."""
         squares = self.tangent.square().mean(0)
         return shift * squares[:3].sum() + turn * squares[3:].sum()
 
-    def group(self, lr: float, final: float = 0.1) -> Group:
+    def group(self, lr: float, final: float = 0.01) -> Group:
         """The corrections for the optimiser, whose learning rate falls exponentially to `final` times `lr`."""
         return Group("poses", [self.tangent], lr, schedule=exponential_after(0.0, final))
+
+
+def _gauge(centre: Tensor) -> Tensor:
+    """[6 V, 7] corrections of V cameras that move all of them together, to first order and orthonormal: three shifts,
+    three turns about the middle of the centres [V, 3], and a scale from there."""
+    arm = centre.double() - centre.double().mean(0)
+    axes = torch.eye(3, dtype=torch.float64)
+    modes = [torch.cat([axis.expand_as(arm), torch.zeros_like(arm)], dim=1) for axis in axes]
+    modes += [torch.cat([torch.linalg.cross(axis.expand_as(arm), arm), axis.expand_as(arm)], dim=1) for axis in axes]
+    modes.append(torch.cat([arm, torch.zeros_like(arm)], dim=1))
+    flat = torch.stack([mode.reshape(-1) for mode in modes], dim=1)
+    # Cameras in one place have no scale, and a column of nothing.
+    basis, size, _ = torch.linalg.svd(flat / flat.norm(dim=0).clamp(min=1e-9), full_matrices=False)
+    return basis[:, size > 1e-6].to(centre.dtype)
 
 
 def given_from_refined(given: Sequence[Camera], refined: Sequence[Camera]) -> Similarity:

@@ -26,6 +26,7 @@ The preset `big` has its sizes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,7 +41,7 @@ from ..errors import ConfigError
 from ..losses import distortion, interlevel, mse
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..ops.radiance import to_unit
-from ..optim import Group, exponential_after
+from ..optim import Adam, Group, exponential_after
 from ..proposal import Spacing, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
@@ -95,8 +96,13 @@ class NerfactoConfig:
     like the average photograph, which costs plain scores (see `lightfold eval --refine`)."""
     poses: str = "so3xr3"
     """Correction of poses: "so3xr3", "se3" or "off"."""
-    pose_lr: float = 5e-4
-    """Learning rate of poses, in scene units and radians; it ends at a tenth of it."""
+    pose_lr: float = 3e-4
+    """Learning rate of poses, in scene units and radians; it ends at a hundredth of it. Adam moves at this rate on
+    noise too, and a view has few rays in a batch: higher rates shake good poses."""
+    coarse_until: float = 0.0
+    """Share of the training in which the levels of the grid open one after the other, from the coarsest COARSE on; 0
+    opens all at the start. Detail that is learnt from wrong poses holds them where they are (BARF), but it comes later
+    then, so this is for poses that are wrong by more than a few pixels."""
     pose_delay: int = 500
     """Steps before poses start to move: from a field that knows nothing they would learn nothing."""
     pose_penalty: float = 1e-2
@@ -111,8 +117,8 @@ class NerfactoConfig:
     """Standard deviation of measured depth, as a share of it."""
     table_lr: float = 2e-2
     """Learning rate of the hash tables."""
-    network_lr: float = 1e-2
-    """Learning rate of the networks."""
+    network_lr: float = 3e-3
+    """Learning rate of the networks. Batches are small: at 1e-2 a long plateau ends in a field that is lost."""
     plateau: float = 0.3
     """Share of the training after which learning rates start to fall."""
     final_lr: float = 0.03
@@ -129,9 +135,9 @@ class NerfactoConfig:
             ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18), ("width", 8, 256),
             ("geometry", 1, 64), ("proposal_levels", 1, 32), ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256),
             ("proposal_every", 1, 1000), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
-            ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("depth", 0.0, 1e3), ("depth_spread", 1e-6, 1.0),
-            ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0),
-            ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
+            ("coarse_until", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("depth", 0.0, 1e3),
+            ("depth_spread", 1e-6, 1.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
+            ("final_lr", 1e-6, 1.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
         )  # fmt: skip
         for name, least, most in (("proposal_samples", 2, 4096), ("proposal_finest", self.base, 2**18)):
             if not all(least <= value <= most for value in getattr(self, name)):
@@ -190,10 +196,19 @@ class Field(nn.Module):
         self.density_network = _network(grid.width, c.width, c.geometry)
         self.colour_network = _network(c.geometry + 16 + c.appearance, c.width, c.width, 3)
         self.normal_network = _network(c.geometry + 3, c.width, 3) if c.normals else None
+        self.open: Tensor | None = None
+        """[L F] by how much each feature of the grid counts; None: all count."""
+
+    def open_levels(self, count: float) -> None:
+        """Let only so many levels count, the next one in part (BARF: Lin et al. 2021, equation 14)."""
+        levels = torch.arange(self.grid.levels).repeat_interleave(self.grid.features)
+        share = (count - levels).clamp(0.0, 1.0)
+        self.open = None if count >= self.grid.levels else 0.5 - 0.5 * torch.cos(math.pi * share)
 
     def density(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Points [N, 3] of the unit cube -> density [N] per scene unit, geometry features [N, G]."""
-        geometry = mlp(hash_encode(unit, self.table, self.grid), list(self.density_network))
+        encoded = hash_encode(unit, self.table, self.grid)
+        geometry = mlp(encoded if self.open is None else encoded * self.open, list(self.density_network))
         return _Exponential.apply(geometry[:, 0] + self.shift), geometry
 
     def colour(self, geometry: Tensor, of_ray: Tensor) -> Tensor:
@@ -255,11 +270,18 @@ class Nerfacto(Method):
             steps=30_000, rays=4096, proposal_samples=(256, 96), samples=48, levels=16, features=2, log2_rows=19,
             proposal_log2_rows=17, appearance=32,
         ),
+        # For poses that are wrong by a degree.
+        "noisy": NerfactoConfig(pose_lr=1e-3, pose_delay=200, coarse_until=0.5),
     }  # fmt: skip
     BLOCK = 16
     """Batches drawn from the scene at a time."""
+    COARSE = 4
+    """Levels that are open from the start where others wait (`coarse_until`)."""
     ANNEALED = 1000
     """Steps in which proposals are believed more and more (mip-NeRF 360), and learn at every step."""
+
+    done: Tensor
+    """Share of the training that is done; followed only while levels of the grid are closed."""
 
     def __init__(self, config: NerfactoConfig, info: SceneInfo) -> None:
         super().__init__(config, info)
@@ -271,7 +293,9 @@ class Nerfacto(Method):
             for side in c.proposal_finest
         )
         self.codes = AppearanceCodes(info, c.appearance) if c.appearance else None
-        self.poses = PoseRefinement(info.cameras, c.poses) if c.poses != "off" else None
+        self.poses = PoseRefinement(info.cameras, c.poses, info.train) if c.poses != "off" else None
+        self.register_buffer("done", torch.tensor(0.0))
+        self._open_levels()
         self.spacing = Spacing.LINEAR if info.bounded else Spacing.PIECEWISE
         self._block: tuple[int, list[Pixels]] | None = None
 
@@ -296,6 +320,19 @@ class Nerfacto(Method):
         if self.poses is not None:
             groups.append(self.poses.group(c.pose_lr))
         return groups
+
+    def after_step(self, step: int, optim: Adam) -> None:
+        """Keeps the cameras from moving all together, and opens levels of the grid, where that is asked for."""
+        if self.poses is not None:
+            self.poses.hold_gauge()
+        if self.config.coarse_until > 0 and self.done < self.config.coarse_until:
+            self.done.fill_(optim.fraction)
+            self._open_levels()
+
+    def _open_levels(self) -> None:
+        c = self.config
+        share = min(float(self.done) / c.coarse_until, 1.0) if c.coarse_until > 0 else 1.0
+        self.field.open_levels(self.COARSE + share * max(c.levels - self.COARSE, 0))
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
         """Squared error of the colours over random backgrounds, which make transparency costly wherever the truth is
@@ -466,7 +503,9 @@ class Nerfacto(Method):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As usual; the block of drawn pixels belongs to the old state and is forgotten."""
         self._block = None
-        return super().load_state_dict(state_dict, strict, assign)
+        loaded = super().load_state_dict(state_dict, strict, assign)
+        self._open_levels()
+        return loaded
 
 
 def _cut(pixels: Pixels, part: slice) -> Pixels:
