@@ -57,15 +57,25 @@ def ring(count: int, width: int, height: int) -> list[Camera]:
     return cameras
 
 
-def write_capture(folder: Path, count: int, width: int, height: int) -> Path:
-    """A posed capture of `count` photographs as transforms.json and JPEGs."""
-    frames = []
-    for i, camera in enumerate(ring(count, width, height)):
+def write_capture(folder: Path, count: int, width: int, height: int, distinct: int | None = None) -> Path:
+    """A posed capture of `count` photographs as transforms.json and JPEGs.
+
+    distinct: how many photographs are really computed; the others are further names of the one taken closest by.
+    """
+    distinct = min(count, distinct or count)
+    made = []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for i, camera in enumerate(ring(distinct, width, height)):
         rays = camera.rays(camera.pixel_grid().double())
         rgb = shade(rays.origin.float(), rays.direction.float()).reshape(height, width, 3)
-        path = folder / "images" / f"{i:04d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / "images" / f"{i:05d}.jpg" if distinct == count else folder / f"{i:05d}.jpg"
         Photo.fromarray((rgb.numpy() * 255).round().astype(np.uint8)).save(path, quality=95, subsampling=0)
+        made.append(path)
+    frames = []
+    for i, camera in enumerate(ring(count, width, height)):
+        path = folder / "images" / f"{i:05d}.jpg"
+        if distinct < count:
+            path.hardlink_to(made[round(i * distinct / count) % distinct])
         frames.append(Frame(path=path, camera=camera, name=f"images/{path.name}"))
     transforms.write(Capture(root=folder, format="transforms", frames=tuple(frames)), folder)
     return folder

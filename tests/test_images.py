@@ -20,6 +20,7 @@ from lightfold import images
 from lightfold.cameras import Camera, Lens
 from lightfold.capture import Frame
 from lightfold.errors import LightfoldError
+from lightfold.formats.frames import FrameError, read_header
 from lightfold.images import Resize, area_resize, decode, load_pictures, prepare, read_depth
 
 WHOLE = Resize(downscale=1, max_side=800)
@@ -394,3 +395,46 @@ def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     load_pictures(some_frames(tmp_path), WHOLE, None, tmp_path / "cache", lambda _, *counts: seen.append(counts))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def header_only(path: Path, width: int, height: int) -> Path:
+    """A PNG that claims a size and holds no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = b""
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+def test_large_panoramas_are_pictures_and_larger_ones_are_not(tmp_path: Path) -> None:
+    assert read_header(header_only(tmp_path / "a.png", 32_000, 16_000)).shown == (32_000, 16_000)
+    bomb = header_only(tmp_path / "b.png", 32_001, 16_001)
+    with pytest.raises(FrameError, match="more than 512 megapixels"):
+        read_header(bomb)
+    with pytest.raises(Image.DecompressionBombError):
+        decode(bomb)
+
+
+def test_a_set_that_does_not_fit_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTFOLD_CACHE_GB", "4e-7")
+    monkeypatch.setattr(images, "prepare", lambda *_: pytest.fail("a picture was decoded"))
+    with pytest.raises(LightfoldError, match="need 4.47e-07 GB, and LIGHTFOLD_CACHE_GB allows"):
+        load_pictures(some_frames(tmp_path / "in"), WHOLE, None, tmp_path / "cache")
+
+
+def test_what_an_interrupted_program_left_is_removed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".pixels-abc.partial").write_bytes(b"half a cache")
+    path = load_pictures(some_frames(tmp_path / "in"), WHOLE, None, tmp_path / "cache").path
+    assert list((tmp_path / "cache").iterdir()) == [path]
+
+
+def test_reading_ahead_is_a_hint(tmp_path: Path) -> None:
+    pictures = load_pictures(some_frames(tmp_path / "in"), WHOLE, None, tmp_path / "cache")
+    for index in range(3):
+        pictures.read_ahead(index)
+    assert pictures.bytes_per_pixel == 3

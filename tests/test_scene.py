@@ -115,6 +115,21 @@ def test_parallel_rays_start_on_the_camera_plane(tmp_path: Path, rng: torch.Gene
     check_batch(load_scene(capture, SceneConfig(), tmp_path / "cache"), rng)
 
 
+def test_a_subset_is_a_capture_of_its_own(tmp_path: Path, rng: torch.Generator) -> None:
+    capture = make_capture(tmp_path, count=21)
+    unposed = replace(capture.frames[0], camera=None, name="00a.png")
+    capture = replace(capture, frames=(unposed, *capture.frames))
+    for subset, names in ((11, range(0, 21, 2)), (0.25, (0, 5, 10, 15, 20)), (100, range(21))):
+        scene = load_scene(capture, SceneConfig(subset=subset), tmp_path / "cache")
+        assert scene.info.names == tuple(f"{i:02}.png" for i in names)
+        assert scene.info.test == tuple(range(0, len(names), 8))
+        assert f"{len(names)} of 21 pictures are used, evenly spaced (scene.subset)." in scene.info.notes
+    check_batch(load_scene(capture, SceneConfig(subset=0.25), tmp_path / "cache"), rng)
+    for wrong in (0, -2, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="scene.subset must be a positive"):
+            load_scene(capture, SceneConfig(subset=wrong), tmp_path / "cache")
+
+
 def test_a_seed_decides_the_draw(tmp_path: Path) -> None:
     scene = load_scene(make_capture(tmp_path), SceneConfig(), tmp_path / "cache")
     first, second, other = (scene.pixels(100, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
@@ -407,3 +422,68 @@ def test_lego_is_bounded_with_the_limits_of_its_box(shared_data: Path, tmp_path:
     assert info.near == pytest.approx(2 / 1.5) and info.far == pytest.approx(6 / 1.5)
     assert (len(info.train), len(info.test)) == (100, 25)
     assert torch.equal(info.scene_from_capture.rotation, torch.eye(3).double())
+
+
+# --- large sets ------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_larger_than_memory_are_drawn_from_a_window(tmp_path: Path) -> None:
+    capture = make_capture(tmp_path / "in", count=20, sizes=SIZES)
+    size = 20 * 3 * 90 / 1e9
+    scene = load_scene(capture, SceneConfig(split="all", memory_gb=0.3 * size), tmp_path / "cache")
+    few = check_batch(scene, torch.Generator().manual_seed(5))
+    assert 3 <= len(few) <= 8
+    seen = [check_batch(scene, torch.Generator().manual_seed(seed), 200) for seed in range(0, 8192, 512)]
+    assert len(torch.cat(seen).unique()) == 20
+    again = scene.pixels(100, torch.Generator().manual_seed(700)), scene.pixels(100, torch.Generator().manual_seed(700))
+    assert torch.equal(again[0].xy, again[1].xy) and torch.equal(again[0].rays.view, again[1].rays.view)
+
+
+@pytest.mark.parametrize("valid", [0.9, 0.05])
+def test_masks_hold_in_a_window(tmp_path: Path, valid: float) -> None:
+    capture = make_capture(tmp_path / "in", count=8)
+    masks = np.random.default_rng(0).random((8, 8, 12)) < valid
+    masks[2] = False
+    frames = []
+    for i, frame in enumerate(capture.frames):
+        path = tmp_path / "in" / f"m{i}.png"
+        Image.fromarray((255 * masks[i]).astype(np.uint8)).save(path)
+        frames.append(replace(frame, mask=path))
+    config = SceneConfig(split="all", memory_gb=150 / 1e9)
+    scene = load_scene(replace(capture, frames=tuple(frames)), config, tmp_path / "cache")
+    seen = [check_batch(scene, torch.Generator().manual_seed(seed), 50) for seed in range(0, 8192, 512)]
+    assert sorted(torch.cat(seen).unique().tolist()) == [0, 1, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("lenses", [LENSES, LENSES[1:2]])
+def test_pixels_are_exact_with_a_lens_for_each_picture(
+    tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, lenses: tuple
+) -> None:
+    monkeypatch.setattr(scene_module, "MAX_DIRECTIONS", 50)
+    monkeypatch.setattr(scene_module, "MAX_TABLES", 2)
+    capture = make_capture(tmp_path, count=9, sizes=SIZES, lenses=lenses)
+    views = check_batch(load_scene(capture, SceneConfig(split="every:9"), tmp_path / "cache"), rng)
+    assert len(views) == 8
+
+
+def test_drawn_depths_are_those_of_the_views(tmp_path: Path, rng: torch.Generator) -> None:
+    capture = make_capture(tmp_path / "in", count=4, sizes=SIZES)
+    frames = []
+    for i, frame in enumerate(capture.frames):
+        assert frame.camera is not None
+        values = np.random.default_rng(i).uniform(1, 4, (frame.camera.height, frame.camera.width))
+        np.save(tmp_path / "in" / f"{i}.npy", values)
+        path = None if i == 2 else tmp_path / "in" / f"{i}.npy"
+        frames.append(replace(frame, depth=path, depth_scale=1.0))
+    config = SceneConfig(split="all")
+    scene = load_scene(replace(capture, frames=tuple(frames)), config, tmp_path / "cache")
+    batch = scene.pixels(500, rng, depth=True)
+    assert batch.depth is not None
+    for i, xy, distance in zip(batch.rays.view.tolist(), batch.xy, batch.depth, strict=True):
+        depth = scene.view(i).depth
+        if depth is None:
+            assert float(distance) == 0
+        else:
+            column, row = (xy - 0.5).long().tolist()
+            assert 0.998 <= float(distance / depth[row, column]) < 1.5
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".bin"]

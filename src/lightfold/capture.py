@@ -7,15 +7,23 @@ this project's conventions (OpenCV axes, pixel centres at +0.5) has happened by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .cameras import Camera, Lens
 from .geometry import Similarity
+
+LARGEST_PICTURE = 512_000_000
+"""Pixels, as many as a panorama of 32,000 x 16,000 has. What claims more is taken for a file made to fill the memory;
+one of this size takes four gigabytes while it is decoded."""
+# Pillow refuses twice this; by itself it would refuse panoramas of 20,000 x 10,000.
+Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE // 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class Frame:
     exif_rotate:   rotate the picture as its EXIF orientation says before use. False: the camera describes the stored
                    pixel grid.
     guess:  what the header suggests about the lens, for frames without a camera.
+    colour: what the picture's numbers are: "srgb" (coded by the sRGB curve), "linear-srgb" or "linear-p3" (light, with
+            those primaries). None: light with sRGB's primaries in EXR and .hdr files, sRGB in all others.
+    white_balance: factors on red, green and blue light, before primaries are changed; None: the picture is balanced.
     """
 
     path: Path
@@ -68,6 +79,8 @@ class Frame:
     mask_is_alpha: bool = False
     exif_rotate: bool = False
     guess: LensGuess | None = None
+    colour: str | None = None
+    white_balance: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +158,18 @@ class Capture:
             moved = new_index[frame_index]
             points = replace(points, tracks=(point_index[moved >= 0], moved[moved >= 0]))
         return replace(self, frames=tuple(self.frames[i] for i in indices), points=points)
+
+    def evenly(self, subset: float) -> Capture:
+        """The capture with so many of its frames, or below 1 with this share of them, evenly spaced in its order.
+
+        Nerfstudio's transforms_300.json and transforms_half.json of Eyeful Tower are such choices. Raises ValueError on
+        a number that is not positive.
+        """
+        if not 0 < subset < math.inf:
+            raise ValueError(f"subset: expected a positive number of frames, or a share of them, got {subset}")
+        total = len(self)
+        count = min(total, max(1, round(subset * total) if subset < 1 else int(subset)))
+        return self.select([round(i * (total - 1) / max(count - 1, 1)) for i in range(count)])
 
     def posed(self) -> Capture:
         """The capture with its posed frames only."""

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
 REFINE = ("none", "poses", "appearance", "both")
-METRICS = ("psnr", "ssim", "lpips", "psnr_masked", "ssim_masked")
+METRICS = ("psnr", "ssim", "lpips", "psnr_pq", "psnr_masked", "ssim_masked")
+HDR_COLOURS = "light learnt in PQ; scored as sRGB, where light above white is white; psnr_pq on the codes, not rounded"
 
 Progress = Callable[[int, int], None]
 """Called with (views done, views in all) after every view."""
@@ -86,7 +87,7 @@ def evaluate(
         else:
             image = method.render(camera, colour)
         seconds = time.perf_counter() - start
-        row, shown, truth = _scored(image, view, colour, distance)
+        row, shown, truth = _scored(image, view, colour, distance, scene.info)
         if fit is not None and fit.pose:
             row |= _fitted(view.camera, camera)
         row |= {"seconds": seconds, "rays_per_second": view.camera.width * view.camera.height / max(seconds, 1e-9)}
@@ -159,11 +160,11 @@ def background_colour(info: SceneInfo, background: str | Sequence[float] | Tenso
     if isinstance(background, str):
         if background not in COLOURS:
             raise ConfigError(f"There is no background called '{background}'; known are {', '.join(COLOURS)}.")
-        return torch.tensor(COLOURS[background])
+        return info.coded(torch.tensor(COLOURS[background]))
     colour = torch.as_tensor(background, dtype=torch.float32)
     if colour.shape != (3,) or not bool(((colour >= 0) & (colour <= 1)).all()):
         raise ValueError(f"background: expected three values in [0, 1], got {background}")
-    return colour
+    return info.coded(colour)
 
 
 def composited(rgb: Tensor, alpha: Tensor, background: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     masked = any(row["masked"] for row in rows)
     for key in METRICS:
-        if key.endswith("_masked") and not masked:
+        if (key.endswith("_masked") and not masked) or (key == "psnr_pq" and all(key not in row for row in rows)):
             continue
         plain = key.removesuffix("_masked")
         values = [row[key] if row["masked"] or key == plain else row[plain] for row in rows if plain in row]
@@ -202,12 +203,12 @@ def side_by_side(shown: Tensor, truth: Tensor, image: Image, row: dict[str, Any]
 
 
 def _scored(
-    image: Image, view: View, colour: Tensor, distance: Perceptual | str
+    image: Image, view: View, colour: Tensor, distance: Perceptual | str, info: SceneInfo
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Scores of one view, with the two 8-bit pictures that were compared."""
     broken = int((~torch.isfinite(image.rgb)).any(dim=-1).sum())
-    shown = pictures.quantised(image.rgb)
-    truth = pictures.quantised(composited(view.rgb, view.alpha, colour))
+    wanted = composited(view.rgb, view.alpha, colour)
+    shown, truth = pictures.quantised(info.shown(image.rgb)), pictures.quantised(info.shown(wanted))
     mask = view.mask
     masked = not bool(mask.all())
     large_enough = min(truth.shape[:2]) >= WINDOW
@@ -227,6 +228,8 @@ def _scored(
         row["psnr_masked"] = psnr(shown, truth, mask) if bool(mask.any()) else None
         inner = large_enough and bool(mask[margin:-margin, margin:-margin].any())
         row["ssim_masked"] = ssim(shown, truth, mask) if inner else None
+    if info.hdr_exposure is not None:
+        row["psnr_pq"] = psnr(image.rgb, wanted, mask if masked and bool(mask.any()) else None)
     if broken:
         row["pixels_not_finite"] = broken
     return row, shown, truth
@@ -262,7 +265,8 @@ def _protocol(
     distance: Perceptual | str,
 ) -> dict[str, Any]:
     sizes = sorted({(row["width"], row["height"]) for row in rows})
-    trained_on = sum(row["index"] in set(info.train) for row in rows)
+    train = set(info.train)
+    trained_on = sum(row["index"] in train for row in rows)
     net = "vgg" if lpips is True else lpips
     return {
         "views": views if isinstance(views, str) else "chosen by index",
@@ -273,7 +277,7 @@ def _protocol(
         "background": [round(value, 6) for value in colour.tolist()],
         "truth_has_alpha": info.has_alpha,
         "8-bit quantised": True,
-        "colour_space": "sRGB",
+        "colour_space": "sRGB" if info.hdr_exposure is None else HDR_COLOURS,
         "averaging": "each metric per picture, then the mean over pictures",
         "psnr": "peak 1, mean squared error over pixels and channels, at most 100 dB",
         "ssim": "Gaussian window 11x11, sigma 1.5, valid windows only, mean over channels",

@@ -2,7 +2,7 @@
 
 The cache file holds planes one after the other, each picture after picture, row after row:
 
-    RGB    [P, 3] uint8, straight sRGB
+    RGB    [P, 3] uint8, straight sRGB; or uint16, straight PQ (see `colour.Tone`)
     alpha  [P]    uint8, only when some picture has transparent pixels
     mask   [P]    uint8, 255 counts and 0 does not, only when some picture has a mask
 
@@ -12,6 +12,7 @@ trains from disk, and a second start costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 import warnings
 import zlib
 from collections import deque
@@ -36,10 +38,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from . import exr
+from . import cache, exr
 from .cameras import Camera, Lens
 from .capture import Frame
+from .colour import Tone
 from .errors import LightfoldError
+from .light import holds_light, read_light
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -49,10 +53,13 @@ VERSION = 1
 MAGIC = b"lfpixels"
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on files that are damaged, truncated, empty, or no pictures at all."""
+ONE_AT_A_TIME = 64_000_000
+"""Pixels from which pictures are decoded one after the other, or a few threads' worth of them would fill the memory."""
 ASPECT_TOLERANCE = 0.01
 """A file whose aspect ratio is this close to the camera's is the same picture at another size."""
 
 log = logging.getLogger(__name__)
+_large_pictures = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Resize:
 class Pictures:
     """All pixels of V pictures, P in total, mapped from the cache file; read-only.
 
-    rgb [P, 3], alpha [P] or None, mask [P] or None, all uint8; picture v owns rows offset[v] up to offset[v + 1].
+    rgb [P, 3], alpha [P] or None, mask [P] or None, all uint8, but rgb uint16 in PQ; picture v owns rows offset[v] up
+             to offset[v + 1].
     frame:   index of each picture's frame in the list that was asked for; fewer than asked when some were unreadable.
     sizes:   (width, height) of each picture.
     dropped: one sentence for each frame that is missing here.
@@ -86,6 +94,32 @@ class Pictures:
     sizes: tuple[tuple[int, int], ...]
     dropped: tuple[str, ...]
     path: Path
+    held: cache.Hold | None = None
+    """While this lives, no other program removes the cache to make room."""
+
+    def colours(self, rows: Tensor | slice) -> Tensor:
+        """Colours [n, 3] float32 in [0, 1] of some rows."""
+        chosen = self.rgb[rows] if isinstance(rows, slice) else self.rgb.index_select(0, rows)
+        return chosen.to(torch.float32).div_(65535 if self.rgb.dtype == torch.uint16 else 255)
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Over all planes."""
+        return sum(plane[:1].nbytes for plane in self._planes())
+
+    def read_ahead(self, index: int) -> None:
+        """Ask the system to have a picture in memory soon; a hint, which some systems do not take."""
+        start = 0
+        for plane in self._planes():
+            size = plane[:1].nbytes
+            if self.held is not None:
+                begin, end = size * self.offset[index], size * self.offset[index + 1]
+                self.held.read_ahead(start + begin, end - begin)
+            start += plane.nbytes
+
+    def _planes(self) -> list[Tensor]:
+        """In the order of the file."""
+        return [plane for plane in (self.rgb, self.alpha, self.mask) if plane is not None]
 
 
 # --- one picture ---------------------------------------------------------------------------------------------------
@@ -153,16 +187,35 @@ def _average(values: NDArray[np.generic], count: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture at training size: rgb [h, w, 3], alpha and mask [h, w] or None, all uint8."""
+    """A picture at training size: rgb [h, w, 3], alpha and mask [h, w] or None, all uint8; rgb uint16 in PQ."""
 
-    rgb: NDArray[np.uint8]
+    rgb: NDArray[np.uint8] | NDArray[np.uint16]
     alpha: NDArray[np.uint8] | None
     mask: NDArray[np.uint8] | None
 
 
-def prepare(frame: Frame, resize: Resize, crop_radius: float | None) -> _Prepared:
-    """Decode a frame's picture and mask, and bring both to training size. Raises one of UNREADABLE."""
-    rgb, alpha = decode(frame.path, frame.exif_rotate)
+def prepare(frame: Frame, resize: Resize, crop_radius: float | None, tone: Tone | None = None) -> _Prepared:
+    """Decode a frame's picture and mask, and bring both to training size. Raises one of UNREADABLE.
+
+    tone: how light is coded; None for sets of sRGB alone, whose codes are averaged as they are. Light is averaged as
+    light, and coded then.
+    """
+    camera = frame.camera
+    large = camera is not None and camera.width * camera.height > ONE_AT_A_TIME
+    with _large_pictures if large else contextlib.nullcontext():
+        return _prepare(frame, resize, crop_radius, tone)
+
+
+def _prepare(frame: Frame, resize: Resize, crop_radius: float | None, tone: Tone | None) -> _Prepared:
+    rgb: Any  # An array of bytes, or of float32 light.
+    finish: Callable[[NDArray[np.float32]], NDArray[Any]] = _rounded
+    if tone is not None and (tone.pq or holds_light(frame)):
+        rgb, alpha = read_light(frame, decode)
+        if holds_light(frame):
+            rgb *= np.float32(tone.exposure)
+        finish = functools.partial(_coded, tone=tone)
+    else:
+        rgb, alpha = decode(frame.path, frame.exif_rotate)
     height, width = rgb.shape[:2]
     _check_aspect("the picture", width, height, frame)
     new_width, new_height = resize.size(width, height)
@@ -180,21 +233,29 @@ def prepare(frame: Frame, resize: Resize, crop_radius: float | None) -> _Prepare
     unreached = None if frame.camera is None else lens_mask(frame.camera.resized(new_width, new_height))
     if unreached is not None:
         mask = unreached if mask is None else np.minimum(mask, unreached)
-    if (new_width, new_height) != (width, height):
-        if alpha is None:
-            rgb = _rounded(area_resize(rgb, new_width, new_height))
-        else:
-            # Colours of transparent pixels are arbitrary, so they must enter an average with the weight of their alpha.
-            opacity = alpha.astype(np.float32)[:, :, None] / 255
-            mean_opacity = area_resize(opacity, new_width, new_height)
-            premultiplied = area_resize((rgb * opacity).astype(np.float32), new_width, new_height)
-            rgb = _rounded(premultiplied / np.maximum(mean_opacity, np.float32(1e-6)))
-            alpha = _rounded(255 * mean_opacity[:, :, 0])
+    if (new_width, new_height) == (width, height):
+        rgb = rgb if finish is _rounded else finish(rgb)
+    elif alpha is None:
+        rgb = finish(area_resize(rgb, new_width, new_height))
+    else:
+        # Colours of transparent pixels are arbitrary, so they must enter an average with the weight of their alpha.
+        opacity = alpha.astype(np.float32)[:, :, None] / 255
+        mean_opacity = area_resize(opacity, new_width, new_height)
+        premultiplied = area_resize((rgb * opacity).astype(np.float32), new_width, new_height)
+        rgb = finish(premultiplied / np.maximum(mean_opacity, np.float32(1e-6)))
+        alpha = _rounded(255 * mean_opacity[:, :, 0])
     return _Prepared(rgb, alpha, mask)
 
 
 def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+
+
+def _coded(light: NDArray[np.float32], tone: Tone) -> NDArray[Any]:
+    """Exposed light -> levels of its code: 16 bits in PQ, else 8."""
+    code = tone.encoded(torch.from_numpy(np.ascontiguousarray(light))).clamp_(0, 1)
+    levels, kind = (65535, np.uint16) if tone.pq else (255, np.uint8)
+    return (code.numpy() * np.float32(levels) + np.float32(0.5)).astype(kind)
 
 
 def _check_aspect(what: str, width: int, height: int, frame: Frame) -> None:
@@ -236,21 +297,37 @@ def lens_mask(camera: Camera) -> NDArray[np.uint8] | None:
     None when all pixels are reached, which is the rule.
     """
     intrinsics, distortion = tuple(camera.intrinsics.tolist()), tuple(camera.distortion.tolist())
-    return _lens_mask(camera.lens, intrinsics, distortion, camera.width, camera.height)
+    lens = (camera.lens, intrinsics, distortion, camera.width, camera.height)
+    return None if _reaches_all(*lens) else _lens_mask(*lens)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _reaches_all(
+    lens: Lens, intrinsics: tuple[float, ...], distortion: tuple[float, ...], width: int, height: int
+) -> bool:
+    """Kept for very many lenses, since a large set may have one for each picture, and an answer is a bit."""
+    if lens in (Lens.PINHOLE, Lens.SIMPLE_PINHOLE):
+        return True
+    camera = _lens_only(lens, intrinsics, distortion, width, height)
+    # What a lens reaches has a simple outline: a coarse grid with the corners shows whether anything is missing.
+    x, y = torch.linspace(0.5, width - 0.5, 33), torch.linspace(0.5, height - 0.5, 33)
+    return bool(camera.unproject_valid(torch.cartesian_prod(x, y).double())[1].all())
 
 
 @functools.lru_cache(maxsize=64)
 def _lens_mask(
     lens: Lens, intrinsics: tuple[float, ...], distortion: tuple[float, ...], width: int, height: int
-) -> NDArray[np.uint8] | None:
-    pose = torch.eye(3, 4, dtype=torch.float64)
-    camera = Camera(pose, torch.tensor(intrinsics), torch.tensor(distortion), width, height, lens)
-    # What a lens reaches has a simple outline: a coarse grid with the corners shows whether anything is missing.
-    x, y = torch.linspace(0.5, width - 0.5, 33), torch.linspace(0.5, height - 0.5, 33)
-    if bool(camera.unproject_valid(torch.cartesian_prod(x, y).double())[1].all()):
-        return None
+) -> NDArray[np.uint8]:
+    camera = _lens_only(lens, intrinsics, distortion, width, height)
     valid = [camera.unproject_valid(xy)[1] for xy in camera.pixel_grid().split(1 << 17)]
     return torch.cat(valid).reshape(height, width).to(torch.uint8).mul(255).numpy()
+
+
+def _lens_only(
+    lens: Lens, intrinsics: tuple[float, ...], distortion: tuple[float, ...], width: int, height: int
+) -> Camera:
+    pose = torch.eye(3, 4, dtype=torch.float64)
+    return Camera(pose, torch.tensor(intrinsics), torch.tensor(distortion), width, height, lens)
 
 
 def read_depth(frame: Frame, width: int, height: int) -> Tensor:
@@ -282,20 +359,22 @@ def load_pictures(
     crop_radius: float | None,
     cache_dir: Path,
     progress: Progress | None = None,
+    tone: Tone | None = None,
 ) -> Pictures:
     """The pixels of these frames, from the cache when it has them, else decoded into it.
 
     Frames whose picture or mask cannot be read are left out and named in `dropped`. Raises LightfoldError when the
     cache cannot be written.
     """
-    key = _key(frames, resize, crop_radius)
+    key = _key(frames, resize, crop_radius, tone)
     path = cache_dir / f"pixels-{key[:24]}.bin"
     cached = _open_cache(path, key)
     if cached is not None:
         return cached
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _write_cache(path, key, _prepared(frames, resize, crop_radius, progress))
+        cache.make_room(cache_dir, _needed_bytes(frames, resize, crop_radius, tone))
+        _write_cache(path, key, _prepared(frames, resize, crop_radius, tone, progress))
     except OSError as error:
         raise LightfoldError(_no_cache(cache_dir, error)) from error
     written = _open_cache(path, key)
@@ -314,10 +393,21 @@ def _no_cache(cache_dir: Path, error: OSError) -> str:
     return f"The picture cache {cache_dir} cannot be written ({error.strerror or error}); choose another cache folder."
 
 
-def _key(frames: Sequence[Frame], resize: Resize, crop_radius: float | None) -> str:
+def _needed_bytes(frames: Sequence[Frame], resize: Resize, crop_radius: float | None, tone: Tone | None) -> int:
+    """About how much the cache takes while it is made. Opacity is known only after decoding and is not counted."""
+    sizes = [resize.size(frame.camera.width, frame.camera.height) for frame in frames if frame.camera is not None]
+    masked = crop_radius is not None or any(frame.mask is not None for frame in frames)
+    # A plane of masks is written beside the colours first, and then copied behind them.
+    colours = 6 if tone is not None and tone.pq else 3
+    return sum(width * height for width, height in sizes) * (colours + 2 * masked)
+
+
+def _key(frames: Sequence[Frame], resize: Resize, crop_radius: float | None, tone: Tone | None) -> str:
     """A digest of all that decides the cache's contents: files by path, size and time, and what is done to them."""
     digest = hashlib.sha256()
     digest.update(repr((VERSION, resize.downscale, resize.max_side, crop_radius)).encode())
+    if tone is not None:
+        digest.update(repr((tone, [(frame.colour, frame.white_balance) for frame in frames])).encode())
     for frame in frames:
         entry = (
             _stamp(frame.path),
@@ -351,7 +441,7 @@ def _stamp(path: Path | None) -> tuple[str, int, int] | None:
 
 
 def _prepared(
-    frames: Sequence[Frame], resize: Resize, crop_radius: float | None, progress: Progress | None
+    frames: Sequence[Frame], resize: Resize, crop_radius: float | None, tone: Tone | None, progress: Progress | None
 ) -> Iterator[_Prepared | str]:
     """Pictures in order, or a sentence in the place of one that cannot be read; a few threads decode a little ahead."""
     threads = min(8, os.cpu_count() or 1)
@@ -361,7 +451,7 @@ def _prepared(
         for done, frame in enumerate(frames):
             # Pillow and NumPy release the interpreter's lock; the short queue bounds memory whatever the set's size.
             while len(waiting) < 2 * threads and (ahead := next(queue, None)) is not None:
-                waiting.append(pool.submit(prepare, ahead, resize, crop_radius))
+                waiting.append(pool.submit(prepare, ahead, resize, crop_radius, tone))
             try:
                 yield waiting.popleft().result()
             except UNREADABLE as error:
@@ -415,9 +505,11 @@ def _write_cache(path: Path, key: str, pictures: Iterator[_Prepared | str]) -> N
     handle, name = tempfile.mkstemp(prefix=".pixels-", suffix=".partial", dir=path.parent)
     partial = Path(name)
     kept: list[tuple[int, int, int]] = []
+    deep = False
     dropped: list[str] = []
     try:
         with os.fdopen(handle, "w+b") as file:
+            cache.mark(file.fileno(), alone=True)
             for index, picture in enumerate(pictures):
                 if isinstance(picture, str):
                     dropped.append(picture)
@@ -426,6 +518,7 @@ def _write_cache(path: Path, key: str, pictures: Iterator[_Prepared | str]) -> N
                 kept.append((index, width, height))
                 # write() reports a full disk; a store through a mapping would kill the process instead.
                 file.write(picture.rgb.tobytes())
+                deep = picture.rgb.dtype == np.uint16
                 alpha.add(picture.alpha, width * height)
                 mask.add(picture.mask, width * height)
             for plane in (alpha, mask):
@@ -441,6 +534,8 @@ def _write_cache(path: Path, key: str, pictures: Iterator[_Prepared | str]) -> N
                 "mask": mask.file is not None,
                 "sample": _sample(file, file.tell()),
             }
+            if deep:
+                footer["deep"] = True
             text = json.dumps(footer).encode()
             file.seek(0, os.SEEK_END)
             file.write(text + struct.pack("<II", len(text), zlib.crc32(text)) + MAGIC)
@@ -465,7 +560,9 @@ def _sample(file: BinaryIO, length: int) -> int:
 def _open_cache(path: Path, key: str) -> Pictures | None:
     """The cache at this path if it is whole and was made for this key, else None."""
     try:
+        held = cache.Hold(path)
         footer = _read_footer(path)
+        os.utime(path)  # Its age for `cache.make_room` is that of its last use.
     except OSError:
         return None  # There is none yet; if it exists and cannot be read, writing will say why.
     except (ValueError, KeyError, TypeError, struct.error) as error:
@@ -476,7 +573,8 @@ def _open_cache(path: Path, key: str) -> Pictures | None:
     sizes = [(width, height) for _, width, height in footer["pictures"]]
     offset = np.concatenate([[0], np.cumsum([width * height for width, height in sizes])]).astype(np.int64)
     pixels = int(offset[-1])
-    start = 3 * pixels
+    start = (6 if footer.get("deep") else 3) * pixels
+    colours = slice(0, start)
     planes: dict[str, Tensor | None] = {"alpha": None, "mask": None}
     flat = _map(path) if pixels else torch.zeros(0, dtype=torch.uint8)
     for name in planes:
@@ -484,7 +582,7 @@ def _open_cache(path: Path, key: str) -> Pictures | None:
             planes[name] = flat[start : start + pixels]
             start += pixels
     return Pictures(
-        rgb=flat[: 3 * pixels].view(-1, 3),
+        rgb=flat[colours].view(torch.uint16 if footer.get("deep") else torch.uint8).view(-1, 3),
         alpha=planes["alpha"],
         mask=planes["mask"],
         offset=tuple(int(o) for o in offset),
@@ -492,6 +590,7 @@ def _open_cache(path: Path, key: str) -> Pictures | None:
         sizes=tuple(sizes),
         dropped=tuple(footer["dropped"]),
         path=path,
+        held=held,
     )
 
 
@@ -524,7 +623,7 @@ def _read_footer(path: Path) -> dict[str, Any]:
         footer: dict[str, Any] = json.loads(text)
         data = total - tail - length
         pixels = sum(width * height for _, width, height in footer["pictures"])
-        if data != pixels * (3 + bool(footer["alpha"]) + bool(footer["mask"])):
+        if data != pixels * ((6 if footer.get("deep") else 3) + bool(footer["alpha"]) + bool(footer["mask"])):
             raise ValueError("it has the wrong size")
         if _sample(file, data) != footer["sample"]:
             raise ValueError("its pixels are damaged")

@@ -10,28 +10,42 @@ capture.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
-from . import bounds
+from . import bounds, colour
 from .cameras import Camera, DirectionTable, Lens
 from .capture import Capture, Frame
-from .errors import CaptureError, ConfigError
+from .errors import CaptureError, ConfigError, LightfoldError
 from .geometry import Similarity
-from .images import UNREADABLE, Pictures, Progress, Resize, load_pictures, read_depth
+from .images import UNREADABLE, Pictures, Progress, Resize, decode, load_pictures, read_depth
+from .light import holds_light, read_light
 from .rays import Rays
 from .split import split_names
 from .sweep import lens_key, surface_points
+from .window import Window
 
 MAX_DIRECTIONS = 1 << 22
 """Pixel directions kept in memory, 16 bytes each, for all distinct lenses together."""
+MAX_TABLES = 256
+"""Distorted lenses that get a table of directions each; where there are more, each batch inverts its own pixels'."""
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory beyond which decoded pictures count as too large for it."""
+MAX_LISTED = 1 << 27
+"""Pixels that are listed one by one where masks leave few."""
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 ORIENTATIONS = ("auto", "up", "pca", "none")
+HDR = ("tonemap", "pq")
+EXPOSURE_VIEWS = 16
+"""Pictures whose light is looked at to find an exposure."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,9 @@ class SceneConfig:
 
     downscale: float | None = None
     """Divide the picture sizes by this factor, at least 1. None: as `max_side` says."""
+    subset: float | None = None
+    """Use only so many of the capture's posed pictures, or below 1 this share of them, evenly spaced in its order.
+    None: all."""
     max_side: int = 800
     """Shrink pictures whose longer side exceeds this many pixels; used when `downscale` is None."""
     split: str = "auto"
@@ -53,6 +70,14 @@ class SceneConfig:
     """What evaluation puts behind transparent pixels: "auto" (the capture's custom, else black), "white" or "black"."""
     near: float | None = None
     """Distance from each camera, in scene units, before which there is nothing. None: found from the data."""
+    hdr: str = "tonemap"
+    """What becomes of light in floating-point pictures (EXR, .hdr): "tonemap" (exposure, sRGB's curve, 8 bits; what is
+    brighter than white is white) or "pq" (every picture as light in PQ, 16 bits, up to a hundred times white)."""
+    exposure: float | None = None
+    """Factor on that light. None: 1, or for pictures that are much too dark or bright the power of two that fits."""
+    memory_gb: float | None = None
+    """Decoded pictures that take more than this many gigabytes are not drawn from all at once: a window of that size
+    moves over all views. None: half of the machine's memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +97,7 @@ class SceneInfo:
     has_alpha:  some picture has transparent pixels.
     forward_facing: all cameras look the same way at content in front of all of them, so NDC applies.
     notes:      whole sentences: what was left out, what was assumed, and why.
+    hdr_exposure: None for colours in sRGB. Else they are light in PQ (`colour`), which was multiplied by this before.
     """
 
     bounded: bool
@@ -88,6 +114,23 @@ class SceneInfo:
     has_alpha: bool = False
     forward_facing: bool = False
     notes: tuple[str, ...] = ()
+    hdr_exposure: float | None = None
+
+    def shown(self, rgb: Tensor) -> Tensor:
+        """Colours as methods learn and render them -> sRGB in [0, 1]."""
+        return rgb if self.hdr_exposure is None else colour.shown_code(rgb)
+
+    def light(self, rgb: Tensor) -> Tensor:
+        """Colours as methods learn and render them -> linear light in the units of the pictures, sRGB primaries."""
+        if self.hdr_exposure is None:
+            return colour.linear_from_srgb(rgb)
+        return colour.light_of_code(rgb, self.hdr_exposure)
+
+    def coded(self, srgb: Tensor) -> Tensor:
+        """sRGB in [0, 1] -> the same colour as methods learn and render it."""
+        if self.hdr_exposure is None:
+            return srgb
+        return colour.pq_from_light(colour.WHITE * colour.linear_from_srgb(srgb))
 
     def near_for(self, camera: Camera) -> float:
         """Near distance of a camera that need not be one of the views: from the seed points that it sees, else `near`.
@@ -102,7 +145,8 @@ class SceneInfo:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; points are rounded to 1e-5 scene units."""
         points = None if self.points is None else [[round(v, 5) for v in xyz] for xyz in self.points.tolist()]
-        return {
+        hdr = {} if self.hdr_exposure is None else {"hdr_exposure": self.hdr_exposure}
+        return hdr | {
             "bounded": self.bounded,
             "cameras": [camera.to_dict() for camera in self.cameras],
             "names": list(self.names),
@@ -123,6 +167,7 @@ class SceneInfo:
     def from_dict(data: dict[str, Any]) -> SceneInfo:
         """The inverse of `to_dict`. Raises ValueError naming the first key that is missing or unknown."""
         known = set(SceneInfo.__dataclass_fields__)
+        data = {"hdr_exposure": None} | data
         for key in sorted(known ^ set(data)):
             raise ValueError(f"scene info: {'missing' if key in known else 'unknown'} key '{key}'")
         background = data["background"]
@@ -141,6 +186,7 @@ class SceneInfo:
             has_alpha=bool(data["has_alpha"]),
             forward_facing=bool(data["forward_facing"]),
             notes=tuple(data["notes"]),
+            hdr_exposure=None if data["hdr_exposure"] is None else float(data["hdr_exposure"]),
         )
 
 
@@ -182,8 +228,10 @@ class View:
 class Scene:
     """Pixels and views of a capture. Made by `load_scene`; holds the cache mapped, so it costs little memory."""
 
-    def __init__(self, info: SceneInfo, pictures: Pictures, frames: Sequence[Frame]) -> None:
-        """`pictures` and `frames` run parallel to `info.cameras`.
+    def __init__(
+        self, info: SceneInfo, pictures: Pictures, frames: Sequence[Frame], memory_gb: float | None = None
+    ) -> None:
+        """`pictures` and `frames` run parallel to `info.cameras`; `memory_gb` as in `SceneConfig`.
 
         Raises CaptureError if masks leave no pixel to train on.
         """
@@ -205,14 +253,17 @@ class Scene:
         self._origin = torch.stack([camera.center.double() for camera in cameras]).float()
         self._axes = torch.stack([camera.cam_from_world[:, :3] for camera in cameras]).float()
         self._set_lenses(cameras)
-        self._set_mask()
+        self._set_mask(memory_gb)
 
     def _set_lenses(self, cameras: list[Camera]) -> None:
         """Directions of every pixel for each distinct lens, where they fit into memory; else a table for each lens."""
         keys = [lens_key(camera) for camera in cameras]
-        distinct = list(dict.fromkeys(keys))
-        lenses = [cameras[keys.index(key)] for key in distinct]
-        lens = torch.tensor([distinct.index(key) for key in keys])
+        first: dict[tuple[object, ...], int] = {}
+        for slot, key in enumerate(keys):
+            first.setdefault(key, slot)
+        position = {key: index for index, key in enumerate(first)}
+        lenses = [cameras[slot] for slot in first.values()]
+        lens = torch.tensor([position[key] for key in keys])
         count = torch.tensor([camera.width * camera.height for camera in lenses])
         self._intrinsics = torch.stack([camera.intrinsics for camera in cameras]).float()
         self._parallel = torch.tensor([camera.lens is Lens.ORTHOGRAPHIC for camera in cameras])
@@ -220,29 +271,41 @@ class Scene:
         self._pinholes = all(camera.lens in (Lens.PINHOLE, Lens.SIMPLE_PINHOLE) for camera in cameras)
         self._every_direction: Tensor | None = None
         self._lens, self._tables = lens, []
+        self._alike: list[tuple[Tensor, Camera]] = []
         if int(count.sum()) <= MAX_DIRECTIONS:
             self._every_direction = torch.cat([_every_direction(camera) for camera in lenses])
             self._direction_start = (count.cumsum(0) - count)[lens]
-        elif not self._pinholes:
+        elif self._pinholes:
+            pass  # Their formula is shorter than a look into a table.
+        elif len(lenses) > MAX_TABLES:
+            self._alike = _alike(cameras)
+        else:
             # Together they stay near MAX_DIRECTIONS; below 2^14 knots each, interpolation would lose precision.
             knots = max(1 << 14, MAX_DIRECTIONS // len(lenses))
             self._tables = [DirectionTable(camera, knots) for camera in lenses]
 
-    def _set_mask(self) -> None:
-        """How valid pixels are drawn: by rejection where most are valid, from a list of them where few are."""
-        self._kept, self._allowed = 1.0, None
-        mask = self._pictures.mask
-        if mask is None:
-            return
-        offset = self._pictures.offset
-        counts = [int(torch.count_nonzero(mask[offset[i] : offset[i + 1]])) for i in self.info.train]
-        self._kept = sum(counts) / self._total
-        if self._kept == 0:
-            raise CaptureError("The masks leave no pixel of any training view; are they inverted?")
-        if self._kept < 0.25:
+    def _set_mask(self, memory_gb: float | None) -> None:
+        """How valid pixels are drawn: by rejection where most are valid, from a list of them where few are; and from
+        all views, or from a window of them where all do not fit into memory."""
+        self._kept, self._allowed, self._window = 1.0, None, None
+        pictures, train = self._pictures, self.info.train
+        mask, offset = pictures.mask, pictures.offset
+        count = self._start[1:] - self._start[:-1]
+        if mask is not None:
+            count = torch.tensor([int(torch.count_nonzero(mask[offset[i] : offset[i + 1]])) for i in train])
+            self._kept = int(count.sum()) / self._total
+            if self._kept == 0:
+                raise CaptureError("The masks leave no pixel of any training view; are they inverted?")
+        memory = MEMORY_SHARE * psutil.virtual_memory().total if memory_gb is None else 1e9 * memory_gb
+        if self._total * pictures.bytes_per_pixel > memory:
+            slots = count.nonzero()[:, 0]
+            size = self._start[1:] - self._start[:-1]
+            most = int(memory / pictures.bytes_per_pixel)
+            self._window = Window(slots, self._start[slots], size[slots], most)
+        elif mask is not None and self._kept < 0.25 and int(count.sum()) <= MAX_LISTED:
             # A quarter of the pixels at four bytes is no more than the mask itself.
             number = torch.int32 if self._total < 2**31 else torch.int64
-            valid = [torch.nonzero(mask[offset[i] : offset[i + 1]])[:, 0] for i in self.info.train]
+            valid = [torch.nonzero(mask[offset[i] : offset[i + 1]])[:, 0] for i in train]
             pieces = [(index + start).to(number) for index, start in zip(valid, self._start.tolist(), strict=False)]
             self._allowed = torch.cat(pieces)
 
@@ -251,7 +314,8 @@ class Scene:
     def pixels(self, n: int, rng: torch.Generator, depth: bool = False) -> Pixels:
         """n pixels drawn evenly, with replacement, from all unmasked pixels of all training views.
 
-        The draw depends on the generator alone. This is the training loop's hot path: no loop over views or pixels.
+        Where the pictures do not fit into memory, from those of a window of the views (`window`). The draw depends on
+        the generator alone. This is the training loop's hot path: no loop over views or pixels.
         With `depth`, measured distances come along where the capture has any; the first call reads them all.
         """
         number = self._draw(n, rng)
@@ -277,7 +341,7 @@ class Scene:
         alpha = self._pictures.alpha
         return Pixels(
             rays=rays,
-            rgb=self._pictures.rgb.index_select(0, row).to(torch.float32).div_(255),
+            rgb=self._pictures.colours(row),
             alpha=torch.ones(n) if alpha is None else alpha.index_select(0, row).to(torch.float32).div_(255),
             xy=xy,
             depth=self._distance(number, in_cam) if depth else None,
@@ -286,36 +350,54 @@ class Scene:
     def _distance(self, number: Tensor, in_cam: Tensor) -> Tensor | None:
         """Measured distances [n] along rays of directions `in_cam` [n, 3], 0 where unknown."""
         if self._z_depth is None:
-            views = [self._depth(i) for i in self.info.train]
-            if all(view is None for view in views):
+            if all(self._frames[i].depth is None for i in self.info.train):
                 return None
-            cameras = [self.info.cameras[i] for i in self.info.train]
-            flat = [
-                torch.zeros(camera.height * camera.width) if view is None else view.reshape(-1)
-                for view, camera in zip(views, cameras, strict=True)
-            ]
-            # Half precision resolves a thousandth of the distance, which no sensor does, in half the memory.
-            self._z_depth = torch.cat([view.half() for view in flat])
+            self._z_depth = self._all_depths()
         z = self._z_depth.index_select(0, number).float()
         # z-depth says nothing about a direction that looks sideways.
         forward = in_cam[:, 2]
         return torch.where((z > 0) & z.isfinite() & (forward > 0.05), z / forward.clamp(min=0.05), 0.0)
 
+    def _all_depths(self) -> Tensor:
+        """z-depths of all training pixels, in a file without a name: for thousands of views they are gigabytes."""
+        try:
+            with tempfile.TemporaryFile(dir=self._pictures.path.parent) as file:
+                for index in self.info.train:
+                    camera, depth = self.info.cameras[index], self._depth(index)
+                    depth = torch.zeros(camera.height, camera.width) if depth is None else depth
+                    # Half precision resolves a thousandth of the distance, which no sensor does, in half the memory.
+                    file.write(depth.half().numpy().tobytes())
+                file.flush()
+                return torch.from_numpy(np.memmap(file, dtype=np.float16, mode="r+"))
+        except OSError as error:
+            raise LightfoldError(
+                f"The depths cannot be written beside {self._pictures.path}: {error.strerror or error}."
+            ) from error
+
     def _draw(self, n: int, rng: torch.Generator) -> Tensor:
         """[n] numbers of training pixels that no mask excludes."""
         if self._allowed is not None:
             return self._allowed[torch.randint(len(self._allowed), (n,), generator=rng)].long()
+        if self._window is not None:
+            for slot in self._window.entering(rng.initial_seed()):
+                self._pictures.read_ahead(self.info.train[slot])
         if self._kept == 1.0:
-            return torch.randint(self._total, (n,), generator=rng)
+            return self._any(n, rng)
         assert self._pictures.mask is not None
         found = torch.zeros(0, dtype=torch.int64)
         while len(found) < n:  # Nearly always one pass: it draws three standard deviations more than are needed.
             missing = n - len(found)
-            tries = int(missing / self._kept + 3 * math.sqrt(missing) / self._kept + 16)
-            number = torch.randint(self._total, (tries,), generator=rng)
+            tries = min(int(missing / self._kept + 3 * math.sqrt(missing) / self._kept + 16), max(n, 1 << 22))
+            number = self._any(tries, rng)
             row = number + self._shift[self._slot(number)]
             found = torch.cat([found, number[self._pictures.mask[row] > 0]])
         return found[:n]
+
+    def _any(self, n: int, rng: torch.Generator) -> Tensor:
+        """[n] numbers of training pixels, masked or not."""
+        if self._window is not None:
+            return self._window.draw(n, rng)
+        return torch.randint(self._total, (n,), generator=rng)
 
     def _slot(self, number: Tensor) -> Tensor:
         """Which training view a pixel number belongs to, as a position in `info.train`."""
@@ -334,8 +416,15 @@ class Scene:
             depth = (plane.square().sum(-1) + 1).rsqrt()
             direction = torch.cat([plane * depth[:, None], depth[:, None]], dim=-1)
             return direction, depth * intrinsics[:, :2].abs().reciprocal().sum(-1) / math.sqrt(12)
-        lens = self._lens[slot]
         direction, radius = xy.new_empty(len(xy), 3), xy.new_empty(len(xy))
+        for place, cameras in self._alike:
+            chosen = (place[slot] >= 0).nonzero()[:, 0]
+            if len(chosen):
+                rays = cameras[place[slot[chosen]]].rays(xy[chosen, None].double())
+                direction[chosen], radius[chosen] = rays.direction.float(), rays.radius.float()
+        if self._alike:
+            return direction, radius
+        lens = self._lens[slot]
         for index, table in enumerate(self._tables):
             chosen = (lens == index).nonzero()[:, 0]
             if len(chosen):
@@ -360,7 +449,7 @@ class Scene:
         mask = torch.ones(count, dtype=torch.bool) if pictures.mask is None else pictures.mask[rows] > 0
         return View(
             camera=camera,
-            rgb=pictures.rgb[rows].to(torch.float32).div_(255).reshape(*shape, 3),
+            rgb=pictures.colours(rows).reshape(*shape, 3),
             alpha=alpha.reshape(shape),
             mask=mask.reshape(shape),
             name=self.info.names[index],
@@ -376,6 +465,32 @@ class Scene:
             return read_depth(frame, camera.width, camera.height) * self.info.scene_from_capture.scale
         except UNREADABLE as error:
             raise CaptureError(f"The depth of {frame.name} cannot be read from {frame.depth}: {error}.") from error
+
+
+def _alike(cameras: list[Camera]) -> list[tuple[Tensor, Camera]]:
+    """Cameras that one batch can hold, put together: (where each of all cameras is in the batch, or -1; the batch).
+
+    They stand at the origin and are not turned, so their rays are in camera axes.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for slot, camera in enumerate(cameras):
+        of_size = (camera.width, camera.height) if camera.lens is Lens.EQUIRECTANGULAR else ()
+        groups.setdefault((camera.lens, *of_size), []).append(slot)
+    found = []
+    for slots in groups.values():
+        place = torch.full((len(cameras),), -1)
+        place[slots] = torch.arange(len(slots))
+        some = cameras[slots[0]]
+        batch = Camera(
+            cam_from_world=torch.eye(3, 4, dtype=torch.float64).expand(len(slots), 3, 4),
+            intrinsics=torch.stack([cameras[slot].intrinsics for slot in slots]).double(),
+            distortion=torch.stack([cameras[slot].distortion for slot in slots]).double(),
+            width=some.width,
+            height=some.height,
+            lens=some.lens,
+        )
+        found.append((place, batch))
+    return found
 
 
 def _every_direction(camera: Camera) -> Tensor:
@@ -404,13 +519,16 @@ def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress:
         LightfoldError: the cache folder cannot be written.
     """
     check_config(config)
-    frames = sorted(capture.posed().frames, key=lambda frame: frame.name)
-    if not frames:
+    capture = capture.posed()
+    if not capture.frames:
         raise CaptureError(f"No picture of {capture.root} has a camera pose; find the poses first.")
+    capture, chosen_note = _chosen(capture, config.subset)
+    frames = sorted(capture.frames, key=lambda frame: frame.name)
     train_names, test_names, split_note = split_names(frames, config.split)
     frames = [frame for frame in frames if frame.name in train_names or frame.name in test_names]
     resize = Resize(config.downscale, config.max_side)
-    pictures = load_pictures(frames, resize, capture.fisheye_crop_radius, cache_dir, progress)
+    tone, tone_note = _tone(frames, config)
+    pictures = load_pictures(frames, resize, capture.fisheye_crop_radius, cache_dir, progress, tone)
     frames = [frames[i] for i in pictures.frame]
     train = tuple(i for i, frame in enumerate(frames) if frame.name in train_names)
     test = tuple(i for i, frame in enumerate(frames) if frame.name in test_names)
@@ -440,17 +558,53 @@ def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress:
         background=_background(capture, config, pictures),
         has_alpha=pictures.alpha is not None,
         forward_facing=placed.forward_facing,
-        notes=(*capture.notes, *pictures.dropped, *split_note, *placed.notes),
+        notes=(*capture.notes, *chosen_note, *pictures.dropped, *split_note, *tone_note, *placed.notes),
+        hdr_exposure=tone.exposure if tone is not None and tone.pq else None,
     )
     if progress is not None:
         progress("finding near planes", 1, 1)
-    return Scene(info, pictures, frames)
+    return Scene(info, pictures, frames, config.memory_gb)
+
+
+def _chosen(capture: Capture, subset: float | None) -> tuple[Capture, tuple[str, ...]]:
+    """The pictures of the capture that are used, and what to say of it."""
+    if subset is None:
+        return capture, ()
+    chosen = capture.evenly(subset)
+    return chosen, (f"{len(chosen)} of {len(capture)} pictures are used, evenly spaced (scene.subset).",)
+
+
+def _tone(frames: Sequence[Frame], config: SceneConfig) -> tuple[colour.Tone | None, tuple[str, ...]]:
+    """How light is coded, and what to say of it; None for a set of sRGB alone."""
+    with_light = [frame for frame in frames if holds_light(frame)]
+    if not with_light:
+        return (colour.Tone(True, 1.0), ()) if config.hdr == "pq" else (None, ())
+    exposure = _fitting_exposure(with_light) if config.exposure is None else config.exposure
+    tone = colour.Tone(config.hdr == "pq", exposure)
+    found = f"{len(with_light)} pictures hold linear light, which is multiplied by {exposure:g} (scene.exposure)"
+    if tone.pq:
+        return tone, (f"{found} and learnt in PQ up to {10_000 / colour.WHITE:g} times white.",)
+    return tone, (f"{found}; what is brighter than white is cut off, and kept by --scene.hdr pq.",)
+
+
+def _fitting_exposure(frames: Sequence[Frame]) -> float:
+    """From the median luminance of a few of the pictures."""
+    medians = []
+    for frame in frames[:: -(-len(frames) // EXPOSURE_VIEWS)]:
+        try:
+            luminance = read_light(frame, decode)[0][::4, ::4] @ np.array(colour.SRGB_LUMINANCE, dtype=np.float32)
+        except UNREADABLE:
+            continue  # It will be left out, and named.
+        medians.append(float(np.median(luminance[luminance > 0])) if (luminance > 0).any() else 0.0)
+    return colour.fitting_exposure(float(np.median(medians)) if medians else 0.0)
 
 
 def check_config(config: SceneConfig) -> None:
     """Raises ConfigError on the first value that means nothing."""
     if config.downscale is not None and not (math.isfinite(config.downscale) and config.downscale >= 1):
         raise ConfigError(f"scene.downscale must be at least 1, got {config.downscale}.")
+    if config.subset is not None and not (math.isfinite(config.subset) and config.subset > 0):
+        raise ConfigError(f"scene.subset must be a positive number of pictures, or a share of them, got {config.subset}.")
     if config.max_side < 1:
         raise ConfigError(f"scene.max_side must be at least 1 pixel, got {config.max_side}.")
     if config.orientation not in ORIENTATIONS:
@@ -459,12 +613,20 @@ def check_config(config: SceneConfig) -> None:
         raise ConfigError(f"scene.background must be auto, {' or '.join(BACKGROUNDS)}, got '{config.background}'.")
     if config.near is not None and not (math.isfinite(config.near) and config.near > 0):
         raise ConfigError(f"scene.near must be a positive distance, got {config.near}.")
+    if config.hdr not in HDR:
+        raise ConfigError(f"scene.hdr must be {' or '.join(HDR)}, got '{config.hdr}'.")
+    if config.exposure is not None and not (math.isfinite(config.exposure) and config.exposure > 0):
+        raise ConfigError(f"scene.exposure must be a factor above 0, got {config.exposure}.")
+    if config.memory_gb is not None and not (math.isfinite(config.memory_gb) and config.memory_gb > 0):
+        raise ConfigError(f"scene.memory_gb must be a number of gigabytes above 0, got {config.memory_gb}.")
 
 
 def _background(capture: Capture, config: SceneConfig, pictures: Pictures) -> tuple[float, float, float] | None:
     """The user's choice, else the data set's custom; black behind transparent pixels where there is no custom."""
-    if config.background != "auto":
-        return BACKGROUNDS[config.background]
-    if pictures.alpha is None:
+    if config.background == "auto" and pictures.alpha is None:
         return None
-    return BACKGROUNDS[capture.background or "black"]
+    name = (capture.background or "black") if config.background == "auto" else config.background
+    if name == "white" and pictures.rgb.dtype == torch.uint16:
+        white = float(colour.pq_from_light(torch.tensor(colour.WHITE)))
+        return white, white, white
+    return BACKGROUNDS[name]

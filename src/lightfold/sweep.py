@@ -89,8 +89,9 @@ def sweep(cameras: Sequence[Camera], grey: Callable[[int], tuple[Tensor, Tensor 
     pictures: dict[int, tuple[Tensor, Tensor | None]] = {}
     estimates: dict[int, _Estimate] = {}
     directions: dict[tuple[object, ...], Tensor] = {}  # Cameras that share a lens share its costly inversion.
+    place = torch.stack([camera.center for camera in moved]), torch.stack([camera.forward for camera in moved])
     for i in spread_out(moved, REFERENCES):
-        others = neighbours(moved, i)
+        others = neighbours(moved, i, place)
         if not others:
             continue
         for j in (i, *others):
@@ -126,15 +127,16 @@ def spread_out(cameras: Sequence[Camera], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def neighbours(cameras: Sequence[Camera], reference: int) -> list[int]:
+def neighbours(cameras: Sequence[Camera], reference: int, place: tuple[Tensor, Tensor] | None = None) -> list[int]:
     """Views to compare with a reference: a ladder of baselines, 1st, 2nd, 4th, 8th ... nearest.
 
     Short baselines tell which match is the right one, long ones tell where exactly (Okutomi and Kanade 1993); the
     ladder finds both in a dense video as in a few photos. Nearness counts turning too: 20 degrees as much as the mean
-    camera spacing.
+    camera spacing. place: the cameras' centres and optical axes [N, 3], for who has them already.
     """
-    centre = torch.stack([camera.center for camera in cameras])
-    forward = torch.stack([camera.forward for camera in cameras])
+    if place is None:
+        place = torch.stack([camera.center for camera in cameras]), torch.stack([camera.forward for camera in cameras])
+    centre, forward = place
     baseline = (centre - centre[reference]).norm(dim=-1)
     turn = torch.rad2deg(torch.acos((forward @ forward[reference]).clamp(-1, 1)))
     if all(camera.lens is Lens.EQUIRECTANGULAR for camera in cameras):
@@ -311,7 +313,8 @@ def _small_grey(pictures: Pictures, index: int, camera: Camera) -> tuple[Tensor,
     size = (camera.width, camera.height)
 
     def small(plane: Tensor) -> np.ndarray:
-        picture = Image.fromarray(plane.numpy().reshape(height, width, *plane.shape[1:]))
+        values = plane.numpy().reshape(height, width, *plane.shape[1:])
+        picture = Image.fromarray(values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8))
         return np.asarray(picture.convert("L").resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
 
     counts = None
