@@ -117,7 +117,7 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"format: expected one of auto, transforms, .* got 'tranforms'"):
+    with pytest.raises(ValueError, match=r"format: expected one of auto, .*transforms, .* got 'tranforms'"):
         open_capture(tmp_path, format="tranforms")
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from .. import light
 from ..cameras import Camera
 from ..errors import CaptureError
 
@@ -151,6 +152,11 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Size, orientation and EXIF of a picture without decoding it. Raises FrameError."""
+    if path.suffix.lower() in light.SUFFIXES:
+        try:
+            return Header(*light.picture_size(path), orientation=1, has_alpha=False, exif={}, xmp=b"")
+        except (OSError, ValueError) as error:
+            raise FrameError(f"were left out because the file cannot be read ({error})") from error
     try:
         with warnings.catch_warnings():
             # Pillow warns of damaged EXIF, which is ignored here, and of more than 90 megapixels, which cameras have
