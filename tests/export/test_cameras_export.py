@@ -13,8 +13,8 @@ from PIL import Image
 
 from lightfold.cameras import Camera, Lens
 from lightfold.capture import Capture, Frame
-from lightfold.errors import RunError
-from lightfold.export.cameras import capture_of, write_cameras
+from lightfold.errors import CaptureError, RunError
+from lightfold.export.cameras import TARGETS, capture_of, placed, sphere_of_scene, write_cameras
 from lightfold.formats import open_capture
 from lightfold.geometry import Similarity
 from lightfold.scene import SceneInfo
@@ -72,7 +72,7 @@ def test_each_format_is_read_back_in_capture_coordinates(
     back = info.scene_from_capture.inverse()
     capture = capture_of(info, back, pictures)
     folder = tmp_path / "exported cameras"
-    assert write_cameras(capture, info, back, format, folder) == []
+    assert write_cameras(capture, format, folder) == []
     if format == "colmap":
         (folder / "images").symlink_to(pictures.root / "images", target_is_directory=True)
     read = open_capture(folder)
@@ -88,12 +88,32 @@ def test_each_format_is_read_back_in_capture_coordinates(
         assert read.bounds is not None and read.points is not None and len(read.points) == 50
 
 
+@pytest.mark.parametrize("format", ["instant-ngp", "blender", "colmap-text", "sdfstudio"])
+def test_the_formats_of_convert_are_those_of_export(
+    format: str, info: SceneInfo, pictures: Capture, tmp_path: Path
+) -> None:
+    back = info.scene_from_capture.inverse()
+    capture, sphere = capture_of(info, back, pictures), sphere_of_scene(info, back)
+    if TARGETS[format].frame == "sphere":
+        capture, sphere = placed(capture, format, sphere)
+    folder = tmp_path / "exported cameras"
+    assert write_cameras(capture, format, folder, sphere) == []
+    if format == "colmap-text":
+        (folder / "images").symlink_to(pictures.root / "images", target_is_directory=True)
+    read = open_capture(folder)
+    cameras = {f"images/{frame.path.stem}.png": frame.camera for frame in read.frames if frame.camera is not None}
+    assert set(cameras) == set(info.names)
+    assert sphere is not None
+    in_sphere = sphere_of_scene(info, back).world_from_sphere.inverse() @ back
+    assert_same_pixels(cameras, info, in_sphere if format == "sdfstudio" else back)
+
+
 def test_neus_matrices_project_into_the_pictures_and_hold_the_scene(
     info: SceneInfo, pictures: Capture, tmp_path: Path
 ) -> None:
     back = info.scene_from_capture.inverse()
     capture = capture_of(info, back, pictures)
-    assert write_cameras(capture, info, back, "neus", tmp_path) == []
+    assert write_cameras(capture, "neus", tmp_path, sphere_of_scene(info, back)) == []
     file = np.load(tmp_path / "cameras_sphere.npz")
     moved = np.concatenate([back.apply(POINTS).numpy(), np.ones((len(POINTS), 1))], axis=1)
     for i, frame in enumerate(capture.frames):
@@ -109,12 +129,12 @@ def test_neus_says_what_it_cannot_say(info: SceneInfo, tmp_path: Path) -> None:
     bent = [replace(c, lens=Lens.OPENCV, distortion=torch.tensor([0.1, 0, 0, 0])) for c in info.cameras]
     back = info.scene_from_capture.inverse()
     capture = capture_of(replace(info, cameras=tuple(bent)), back)
-    (note,) = write_cameras(capture, info, back, "neus", tmp_path)
+    (note,) = write_cameras(capture, "neus", tmp_path, sphere_of_scene(info, back))
     assert "8 of 8 lenses have distortion" in note
     wide = [replace(c, lens=Lens.OPENCV_FISHEYE, distortion=torch.zeros(4)) for c in info.cameras]
     capture = capture_of(replace(info, cameras=tuple(wide)), back)
-    with pytest.raises(RunError, match="OPENCV_FISHEYE"):
-        write_cameras(capture, info, back, "neus", tmp_path)
+    with pytest.raises(CaptureError, match="OPENCV_FISHEYE"):
+        write_cameras(capture, "neus", tmp_path, sphere_of_scene(info, back))
 
 
 def test_without_the_pictures_cameras_have_the_training_size(info: SceneInfo, tmp_path: Path) -> None:
@@ -124,9 +144,9 @@ def test_without_the_pictures_cameras_have_the_training_size(info: SceneInfo, tm
     assert camera is not None and camera.width == 24
     assert torch.allclose(camera.cam_from_world, info.cameras[0].cam_from_world.double())
     with pytest.raises(RunError, match=r"LLFF.*--capture"):
-        write_cameras(capture, info, Similarity.identity(), "llff", tmp_path)
+        write_cameras(capture, "llff", tmp_path)
     with pytest.raises(ValueError, match="format"):
-        write_cameras(capture, info, Similarity.identity(), "gltf", tmp_path)
+        write_cameras(capture, "gltf", tmp_path)
 
 
 def test_depth_files_keep_meaning_the_same_length(info: SceneInfo, pictures: Capture) -> None:

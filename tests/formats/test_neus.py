@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 import torch
 from damage import survives_damage
 from epipolar import epipolar_errors
+from PIL import Image
 from synthetic_rig import WORLD, rig, save_picture, write_neus
 
+from lightfold.cameras import Lens
+from lightfold.capture import Capture, Frame
 from lightfold.errors import CaptureError
 from lightfold.formats import neus
+from lightfold.geometry import Similarity
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -56,12 +61,49 @@ def test_the_capture_is_the_unit_sphere_and_remembers_the_world(tmp_path: Path) 
 def test_masks_go_with_the_pictures(tmp_path: Path) -> None:
     write_neus(tmp_path, rig())
     for i in range(5):
-        save_picture(tmp_path / "mask" / f"{i:03d}.png", mode="L")
+        mask = save_picture(tmp_path / "mask" / f"{i:03d}.png", mode="L")
+        with Image.open(mask) as levels:
+            levels.paste(0, (0, 0, 9, 9))
+            levels.save(mask)
     frames = neus.read(tmp_path).frames
     assert [frame.mask.name for frame in frames if frame.mask] == [f"{i:03d}.png" for i in range(5)]
     (tmp_path / "mask" / "004.png").unlink()
     capture = neus.read(tmp_path)
     assert all(frame.mask is None for frame in capture.frames) and "has 4 masks for 5 pictures" in capture.notes[0]
+
+
+def test_blank_masks_bound_nothing(tmp_path: Path) -> None:
+    """NeuS's script for custom captures writes them where nobody has masked anything."""
+    write_neus(tmp_path, rig())
+    for i in range(5):
+        save_picture(tmp_path / "mask" / f"{i:03d}.png", mode="L")
+    capture = neus.read(tmp_path)
+    assert capture.bounds is None and capture.near is None and all(frame.mask is None for frame in capture.frames)
+    assert capture.notes == ("The masks are blank, so nothing is known to bound the scene.",)
+    assert capture.original_from_capture.scale == pytest.approx(WORLD.scale)
+    (tmp_path / "mask/003.png").write_bytes(b"no picture")
+    assert neus.read(tmp_path).bounds is not None
+
+
+def test_the_matrices_of_a_known_camera(tmp_path: Path) -> None:
+    """At (0, 0, -4), looking along +z with x to the right: the sphere's middle falls on the principal point."""
+    pose = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4]], dtype=torch.float64)
+    camera = replace(rig()[0], cam_from_world=pose)
+    frame = Frame(save_picture(tmp_path / "a.png"), camera, "a.png")
+    sphere = Similarity(2.0, torch.eye(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0]))
+    neus.write(Capture(tmp_path, "transforms", (frame,)), tmp_path, sphere)
+    found = arrays(tmp_path)
+    fx, fy, cx, cy = camera.intrinsics.tolist()
+    k = np.array([[fx, 0, cx - 0.5, 0], [0, fy, cy - 0.5, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(found["camera_mat_0"], k)
+    np.testing.assert_allclose(found["scale_mat_0"], np.diag([2.0, 2, 2, 1]) + np.outer([0, 0, 1, 0], [0, 0, 0, 1]))
+    middle = found["world_mat_0"] @ found["scale_mat_0"] @ [0, 0, 0, 1]
+    np.testing.assert_allclose(middle[:2] / middle[2], [cx - 0.5, cy - 0.5])
+    assert middle[2] == pytest.approx(5.0)
+    np.testing.assert_allclose(found["world_mat_0"] @ found["world_mat_inv_0"], np.eye(4), atol=1e-9)
+    fisheye = replace(camera, lens=Lens.OPENCV_FISHEYE, distortion=torch.zeros(4))
+    with pytest.raises(CaptureError, match=r"pinholes only, and a.png has the lens OPENCV_FISHEYE"):
+        neus.write(Capture(tmp_path, "transforms", (replace(frame, camera=fisheye),)), tmp_path / "to", sphere)
 
 
 def test_missing_pictures_are_matched_by_number(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..capture import Capture
+    from ..export.region import Sphere
     from ..export.surface import Mesh
     from ..export.views import Progress, Seen
     from ..geometry import Similarity
@@ -76,7 +77,9 @@ class ExportArguments:
     """mesh: drop what no training camera sees."""
     count: int = 500_000
     """points: how many."""
-    cameras_as: Literal["transforms", "colmap", "llff", "neus", "dense"] = "transforms"
+    cameras_as: Literal[
+        "transforms", "instant-ngp", "blender", "llff", "neus", "colmap", "colmap-text", "sdfstudio", "dense"
+    ] = "transforms"
     """cameras: the format; dense is COLMAP's workspace with rendered depth and normal maps, for its fusion."""
     capture: Path | None = None
     """Where the pictures are now, for --texture photos, --frame original and the cameras. None: where they were."""
@@ -138,7 +141,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     _need_libraries(arguments)
     if dense and arguments.out is not None:
         _require_new(arguments.out)
-    with _stages() as progress:
+    with stages() as progress:
         from ..export.views import render_views
 
         method = run.method(arguments.step)
@@ -169,7 +172,7 @@ def _need_libraries(arguments: ExportArguments) -> None:
 
 
 @contextmanager
-def _stages() -> Iterator[Progress]:
+def stages() -> Iterator[Progress]:
     """A progress bar for each stage, one after the other."""
     bars: dict[str, console.Report] = {}
     with ExitStack() as stack:
@@ -319,7 +322,8 @@ def _with_photos(run: Run, views: list[Seen], arguments: ExportArguments) -> lis
             seen.rgb.permute(2, 0, 1)[None].float(), photo.rgb.shape[:2], mode="bilinear"
         )[0].permute(1, 2, 0)
         usable = photo.mask & (photo.alpha > 0.99)
-        painters.append(replace(seen, rgb=torch.where(usable[..., None], photo.rgb * 255, rendered).round().byte()))
+        rgb = torch.where(usable[..., None], run.info.shown(photo.rgb) * 255, rendered)
+        painters.append(replace(seen, rgb=rgb.round().byte()))
     return painters
 
 
@@ -380,7 +384,7 @@ def _first_view(run: Run, b_from_scene: Similarity) -> dict:
     }
 
 
-def _refined(run: Run, step: int | None) -> SceneInfo:
+def refined(run: Run, step: int | None) -> SceneInfo:
     """What the run knows of its scene, with the poses that training has found where it corrects them."""
     from ..refine import refined_cameras
 
@@ -390,7 +394,7 @@ def _refined(run: Run, step: int | None) -> SceneInfo:
 
 
 def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> list[Path]:
-    from ..export.cameras import capture_of, write_cameras
+    from ..export.cameras import TARGETS, capture_of, placed, sphere_of_scene, write_cameras
 
     pictures = _pictures(run, arguments)
     if pictures is None:
@@ -398,10 +402,13 @@ def _cameras(run: Run, arguments: ExportArguments, b_from_scene: Similarity) -> 
             f"The pictures are no longer at {run.config.capture}, so the cameras have the size of the training "
             "pictures and know them by name only; say where they are with --capture."
         )
-    info = _refined(run, arguments.step)
-    capture = capture_of(info, b_from_scene, pictures)
+    info = refined(run, arguments.step)
+    capture, format = capture_of(info, b_from_scene, pictures), arguments.cameras_as
+    sphere: Sphere | None = sphere_of_scene(info, b_from_scene)
+    if TARGETS[format].frame == "sphere":
+        capture, sphere = placed(capture, format, sphere)
     folder = _target(run, arguments, "cameras")
-    for note in write_cameras(capture, info, b_from_scene, arguments.cameras_as, folder):
+    for note in write_cameras(capture, format, folder, sphere):
         console.remark(note)
     console.say(f"{len(capture)} cameras as {arguments.cameras_as}.")
     return [folder]

@@ -1,25 +1,212 @@
-"""The cameras of a run, as the files of those who go on with them: transforms.json, COLMAP, LLFF, NeuS."""
+"""Cameras as the files of those who go on with them, in every format that is written here.
+
+`TARGETS` is the table: what a format can hold, what it leaves out, and which writer of `formats` makes its files.
+`lightfold export RUN cameras` writes the cameras of a run, whose pictures stay where they are; `lightfold convert`
+first carries the pictures into a new folder (`carry`), in the form that the format wants, and then writes by the same
+table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from ..cameras import Camera, Lens
+from ..cameras import Lens
 from ..capture import Capture, Frame, Points
 from ..errors import RunError
-from ..files import whole_file
-from ..formats import colmap, llff, transforms
+from ..formats import blender, colmap, instant_ngp, llff, neus, sdfstudio, transforms
 from ..geometry import Similarity
+from .carry import Holds, said_by
+from .region import Sphere
 
 if TYPE_CHECKING:
     from ..scene import SceneInfo
 
-FORMATS = ("transforms", "colmap", "llff", "neus")
+PINHOLES = (Lens.SIMPLE_PINHOLE, Lens.PINHOLE)
+EVERY_LENS = tuple(Lens)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format that is written.
+
+    write: makes its files in a folder, from a capture, and the sphere of interest where `needs` says so.
+    holds: which lenses, pictures, masks and depths it has a place for.
+    loses: which facts about a capture it has no place for: keys of FACTS.
+    needs: "sphere": of interest; "depths": between which the content lies, from points where nothing states them.
+    frame: "capture": the capture's own; "original": the one before it was normalised, as the unit sphere's world;
+           "sphere": the one in which the sphere of interest is the unit sphere.
+    """
+
+    write: Callable[[Capture, Path, Sphere | None], None]
+    holds: Holds
+    loses: tuple[str, ...] = ()
+    needs: str | None = None
+    frame: str = "capture"
+
+
+FACTS: dict[str, tuple[str, Callable[[Capture], bool]]] = {
+    "points": ("the 3-D points", lambda c: c.points is not None),
+    "tracks": ("which pictures saw which 3-D point", lambda c: c.points is not None and c.points.tracks is not None),
+    "split": ("the lists of training and test views", lambda c: any(f.split is not None for f in c.frames)),
+    "time": ("the times of the frames", lambda c: any(f.time is not None for f in c.frames)),
+    "bounds": ("the box that holds the scene", lambda c: c.bounds is not None),
+    "depths": ("the depths between which all content lies", lambda c: c.near is not None or c.far is not None),
+    "up": ("which way is up", lambda c: c.up is not None),
+    "metric": ("that a unit is a metre", lambda c: c.metric),
+    "background": ("the colour behind transparent pixels", lambda c: c.background is not None),
+    "crop": ("the radius of the fisheye's disc", lambda c: c.fisheye_crop_radius is not None),
+    "orientation": ("how the scene is to be oriented", lambda c: c.orientation is not None),
+    "original": ("the frame from before it was normalised", lambda c: not _is_identity(c.original_from_capture)),
+}
+"""What a capture may know beside its pictures and cameras: the words for it, and whether a capture does."""
+
+
+def _is_identity(b_from_a: Similarity) -> bool:
+    still = torch.equal(b_from_a.rotation, torch.eye(3, dtype=torch.float64)) and not bool(b_from_a.translation.any())
+    return b_from_a.scale == 1.0 and still
+
+
+def _transforms(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    transforms.write(capture, folder)
+
+
+def _instant_ngp(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    assert sphere is not None
+    instant_ngp.write(capture, folder, sphere.centre, sphere.camera_distance)
+
+
+def _blender(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    blender.write(capture, folder)
+
+
+def _llff(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    llff.write(capture, folder)
+
+
+def _neus(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    assert sphere is not None
+    neus.write(capture, folder, sphere.world_from_sphere)
+
+
+def _colmap(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    colmap.write(capture, folder / "sparse" / "0")
+
+
+def _colmap_text(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    colmap.write(capture, folder / "sparse" / "0", binary=False)
+
+
+def _sdfstudio(capture: Capture, folder: Path, sphere: Sphere | None) -> None:
+    sdfstudio.write(capture, folder)
+
+
+_COLMAP_LENSES = tuple(lens for lens in EVERY_LENS if lens is not Lens.ORTHOGRAPHIC)
+_COLMAP = Holds(
+    _COLMAP_LENSES, "images/{name}", mask="masks/{inside}.png", depth="depths/{inside}", depths=(".png", ".npy"),
+    depth_scale=Frame.depth_scale,
+)  # fmt: skip
+_COLMAP_LOSES = ("split", "time", "bounds", "depths", "up", "metric", "background", "crop", "orientation", "original")
+TARGETS: dict[str, Target] = {
+    "transforms": Target(
+        _transforms,
+        Holds(
+            EVERY_LENS, "images/{name}", mask="masks/{inside}.png", silhouettes="file", depth="depths/{inside}",
+            depths=(".png", ".npy", ".exr", ".tif", ".tiff"),
+        ),
+        loses=("tracks",),
+    ),
+    "instant-ngp": Target(
+        _instant_ngp,
+        Holds(
+            instant_ngp.LENSES, "images/{name}", mask="{folder}dynamic_mask_{stem}.png", masks="ignored",
+            depth="depths/{inside}", depths=(".png",),
+        ),
+        loses=("points", "split", "crop"),
+        needs="sphere",
+    ),
+    "blender": Target(
+        _blender, Holds(PINHOLES, "{split}/{name}", simple=True, mode="RGBA"), loses=("points", "crop")
+    ),
+    "llff": Target(
+        _llff,
+        Holds(PINHOLES, "images/{name}", simple=True),
+        loses=("points", "split", "time", "bounds", "up", "metric", "background", "crop", "orientation", "original"),
+        needs="depths",
+    ),
+    "neus": Target(
+        _neus,
+        Holds(
+            PINHOLES, "image/{number:06d}", mode="RGB", mask="mask/{number:03d}.png", masks="silhouette", blank=True
+        ),
+        loses=("points", "split", "time", "depths", "up", "metric", "background", "crop", "orientation"),
+        needs="sphere",
+        frame="original",
+    ),
+    "colmap": Target(_colmap, _COLMAP, _COLMAP_LOSES),
+    "colmap-text": Target(_colmap_text, _COLMAP, _COLMAP_LOSES),
+    "sdfstudio": Target(
+        _sdfstudio,
+        Holds(
+            PINHOLES, "{number:06d}_rgb", mode="RGB", mask="{number:06d}_foreground_mask.png", masks="silhouette",
+            depth="{number:06d}_sensor_depth", depths=(".npy",), depth_scale=1.0,
+        ),
+        loses=("points", "split", "time", "up", "metric", "background", "crop", "orientation"),
+        needs="sphere",
+        frame="sphere",
+    ),
+}  # fmt: skip
+
+
+def in_frame(capture: Capture, b_from_capture: Similarity) -> Capture:
+    """The same capture in another frame. A box is replaced by the one along the new axes that holds it."""
+    scale, rotation = b_from_capture.scale, b_from_capture.rotation
+    frames = tuple(
+        replace(
+            frame,
+            camera=None if frame.camera is None else frame.camera.transformed(b_from_capture),
+            depth_scale=frame.depth_scale if frame.depth is None else frame.depth_scale * scale,
+        )
+        for frame in capture.frames
+    )
+    bounds = None
+    if capture.bounds is not None:
+        corners = b_from_capture.apply(torch.cartesian_prod(*capture.bounds.T))
+        bounds = torch.stack([corners.amin(0), corners.amax(0)])
+    points = capture.points
+    return replace(
+        capture,
+        frames=frames,
+        points=None if points is None else replace(points, xyz=b_from_capture.apply(points.xyz)),
+        bounds=bounds,
+        up=None if capture.up is None else rotation @ capture.up,
+        metric=capture.metric and abs(scale - 1) < 1e-9,
+        near=None if capture.near is None else capture.near * scale,
+        far=None if capture.far is None else capture.far * scale,
+        original_from_capture=capture.original_from_capture @ b_from_capture.inverse(),
+    )
+
+
+def placed(capture: Capture, format: str, sphere: Sphere | None) -> tuple[Capture, Sphere | None]:
+    """A capture and its sphere of interest in the frame that the format is written in, by `Target.frame`."""
+    frame = TARGETS[format].frame
+    if frame == "capture" or sphere is None:
+        return capture, sphere
+    b_from_capture = capture.original_from_capture if frame == "original" else sphere.world_from_sphere.inverse()
+    return in_frame(capture, b_from_capture), sphere.moved(b_from_capture)
+
+
+def lost(capture: Capture, format: str) -> list[str]:
+    """One sentence on what the format has no place for; none when it keeps all."""
+    words = [FACTS[name][0] for name in TARGETS[format].loses if FACTS[name][1](capture)]
+    if not words:
+        return []
+    listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return [f"Left behind, since {format} has no place for it: {listed}."]
 
 
 def capture_of(info: SceneInfo, b_from_scene: Similarity, pictures: Capture | None = None) -> Capture:
@@ -68,71 +255,42 @@ def capture_of(info: SceneInfo, b_from_scene: Similarity, pictures: Capture | No
     )
 
 
-def write_cameras(capture: Capture, info: SceneInfo, b_from_scene: Similarity, format: str, folder: Path) -> list[str]:
-    """Write the cameras of a run as one of `FORMATS` into a folder; returns sentences on what the format cannot say.
+def sphere_of_scene(info: SceneInfo, b_from_scene: Similarity) -> Sphere:
+    """The sphere that holds a run's scene, in the frame that `b_from_scene` leads to.
 
-    transforms: transforms.json with its points. colmap: sparse/0 in binary form. llff: poses_bounds.npy with its
-    pictures. neus: cameras_sphere.npz. Raises RunError or CaptureError when the format cannot hold these lenses, or a
-    file cannot be written.
+    A bounded scene fills the cube, and the ball around that is larger; elsewhere the region is the unit ball itself.
     """
-    if format == "transforms":
-        transforms.write(capture, folder)
-    elif format == "colmap":
-        colmap.write(capture, folder / "sparse" / "0")
-    elif format == "llff":
+    centre = b_from_scene.translation
+    radius = b_from_scene.scale * (3**0.5 if info.bounded else 1.0)
+    away = [float((b_from_scene.apply(camera.center.double()) - centre).norm()) for camera in info.cameras]
+    return Sphere(centre, radius, sorted(away)[len(away) // 2], "the scene of the run")
+
+
+def write_cameras(capture: Capture, format: str, folder: Path, sphere: Sphere | None = None) -> list[str]:
+    """Write a capture's posed frames as one of TARGETS into a folder; returns sentences on what the format cannot say.
+
+    The pictures stay where they are, but for LLFF's, which are linked beside the file. sphere: of interest, in the
+    capture's frame; for formats that need one. The capture is written in the frame that it has. Raises RunError or
+    CaptureError when the format cannot hold these lenses, or a file cannot be written; ValueError for another format.
+    """
+    if format not in TARGETS:
+        raise ValueError(f"format: expected one of {', '.join(TARGETS)}, got {format!r}")
+    target = TARGETS[format]
+    if format == "llff":
         missing = [frame.name for frame in capture.frames if not frame.path.is_file()]
         if missing:
             raise RunError(
                 f"LLFF matches cameras to the pictures beside them, and {missing[0]} is not there; say where the "
                 "capture is with --capture."
             )
-        llff.write(capture, folder)
-    elif format == "neus":
-        return write_neus(capture, info, b_from_scene, folder / "cameras_sphere.npz")
-    else:
-        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    return []
-
-
-def write_neus(capture: Capture, info: SceneInfo, b_from_scene: Similarity, path: Path) -> list[str]:
-    """Write cameras_sphere.npz, as NeuS and its followers read it (formats of IDR, Yariv et al. 2020).
-
-    world_mat_i [4, 4] is K [R | t] in the capture's frame, with pixel centres at whole numbers; scale_mat_i leads from
-    the unit ball, which holds the scene's region of interest, to that frame. Frames count in the capture's order.
-    Raises RunError for lenses that are no pinholes at all.
-    """
-    # A bounded scene fills the cube, and the ball around that is larger; elsewhere the region is the unit ball itself.
-    radius = b_from_scene.scale * (3**0.5 if info.bounded else 1.0)
-    scale_mat = np.diag([radius, radius, radius, 1.0])
-    scale_mat[:3, 3] = b_from_scene.translation.numpy()
-    matrices: dict[str, np.ndarray] = {}
-    bent = 0
-    for i, frame in enumerate(capture.frames):
-        camera = frame.camera
-        assert camera is not None
-        bent += _is_bent(camera)
-        fx, fy, cx, cy = camera.intrinsics.tolist()
-        intrinsics = np.eye(4)
-        intrinsics[:2, :3] = [[fx, 0, cx - 0.5], [0, fy, cy - 0.5]]
-        pose = np.eye(4)
-        pose[:3] = camera.cam_from_world.numpy()
-        world_mat = intrinsics @ pose
-        matrices |= {f"world_mat_{i}": world_mat, f"world_mat_inv_{i}": np.linalg.inv(world_mat)}
-        matrices |= {f"scale_mat_{i}": scale_mat, f"scale_mat_inv_{i}": np.linalg.inv(scale_mat)}
-    with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, **matrices)  # type: ignore[arg-type]
+    cameras = [frame.camera for frame in capture.frames if frame.camera is not None]
+    target.write(capture, folder, sphere)
+    # LLFF's writer says so itself.
+    bent = 0 if format == "llff" else sum(said_by(camera, target.holds) is not camera for camera in cameras)
     if not bent:
         return []
+    what = "distortion, oblong pixels or a principal point off the middle" if target.holds.simple else "distortion"
     return [
-        f"{bent} of {len(capture.frames)} lenses have distortion, which NeuS's file cannot say: undistort the pictures."
+        f"{bent} of {len(cameras)} lenses have {what}, which {format} cannot say: `lightfold convert` writes it with "
+        "pictures that have none."
     ]
-
-
-def _is_bent(camera: Camera) -> bool:
-    """Whether a perspective lens has distortion. Raises RunError for a lens that no straight projection describes."""
-    perspective = (Lens.SIMPLE_PINHOLE, Lens.PINHOLE, Lens.SIMPLE_RADIAL, Lens.RADIAL, Lens.OPENCV, Lens.FULL_OPENCV)
-    if camera.lens not in perspective:
-        raise RunError(
-            f"NeuS's camera file knows pinholes only, and a lens is {camera.lens.value}; use --cameras-as transforms."
-        )
-    return bool(camera.distortion.abs().sum() > 0)

@@ -87,6 +87,11 @@ def read(path: Path) -> Capture:
     cameras = _read(model, "cameras")
     images = sorted(_read(model, "images"), key=lambda image: natural_key(image.name))
     folder = chosen or _picture_folder(root, model, images)
+    smaller = [name for name in PICTURE_FOLDERS[1:] if name != folder.name and os.path.isdir(folder.parent / name)]
+    if chosen is None and folder.name == PICTURE_FOLDERS[0] and smaller:
+        # Published numbers are of the data set's own smaller pictures, which no resizing of ours gives back exactly.
+        where = folder.parent / smaller[0]
+        notes.append(f"The pictures are those of {folder.name}; name {where} to use the smaller ones that are there.")
     tally = Tally()
     frames, frame_of_image = _frames(images, {c.id: c for c in cameras}, folder, tally)
     notes += tally.notes(len(images), "images")

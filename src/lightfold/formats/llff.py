@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def _read_rows(file: Path) -> np.ndarray:
         if array.ndim != 2 or array.shape[1] != 17 or array.dtype.kind not in "fiu":
             raise CaptureError(f"{file} should hold N x 17 numbers, but holds {array.dtype} of shape {array.shape}.")
         return np.array(array, dtype=np.float64)
-    except (OSError, ValueError, EOFError, SyntaxError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, AttributeError, OverflowError, tokenize.TokenError) as error:
         raise CaptureError(f"{file} is not a NumPy array of N x 17 numbers: {error}") from error
 
 
@@ -232,7 +233,7 @@ def _depths(points: Points | None, index: int, camera: Camera) -> np.ndarray:
 def _put_pictures(folder: Path, sources: dict[str, Path]) -> None:
     """Make the folder hold these pictures, by name, and no others."""
     if folder.is_dir() and (held := list_pictures(folder)):
-        if held != sorted(sources) or not all(filecmp.cmp(folder / n, p, shallow=False) for n, p in sources.items()):
+        if held != sorted(sources) or not all(_same_file(folder / n, p) for n, p in sources.items()):
             raise CaptureError(
                 f"{folder} holds other pictures than the {len(sources)} with poses, and LLFF matches poses to pictures "
                 "by their order; write into a new folder."
@@ -245,3 +246,7 @@ def _put_pictures(folder: Path, sources: dict[str, Path]) -> None:
         except OSError:
             with whole_file(folder / name) as partial:
                 shutil.copyfile(source, partial)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)

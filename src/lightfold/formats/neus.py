@@ -2,14 +2,16 @@
 
     cameras_sphere.npz (NeuS) or cameras.npz (IDR)
     image/000000.png ...   pictures, matched to the matrices by sorted order, or by number where some are missing
-    mask/000.png ...       the object, non-zero inside: a silhouette, so what is outside becomes transparent
+    mask/000.png ...       the object, non-zero inside: a silhouette, so what is outside becomes transparent; blank
+                           (all inside) where somebody had none, since NeuS does not start without the files
 
 For picture i, world_mat_i [4, 4] holds the projection K [R | t] from the world (millimetres for DTU) to pixels, with
 OpenCV axes, up to scale; scale_mat_i [4, 4] takes the unit sphere that holds the object to the world. K belongs to the
 pictures as they are stored, and counts from the **centre** of the first pixel.
 
 The capture's frame is the one of the unit sphere; `original_from_capture` leads back to the world. The box round the
-sphere bounds the scene: what lies outside it is background, which the masks, where there are any, take away.
+sphere bounds the scene: what lies outside it is background, which the masks take away. Where they are all blank,
+nothing takes it away, and nothing bounds the scene.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from ..cameras import Lens
+from ..cameras import Camera, Lens
 from ..capture import Capture, Frame
 from ..errors import CaptureError
+from ..files import whole_file
 from ..geometry import Similarity
 from .calibration import calibrated, decompose, similarity, skewed
 from .frames import (
@@ -35,7 +40,9 @@ from .frames import (
     Names,
     Tally,
     list_pictures,
+    listed,
     natural_key,
+    printable,
     read_header,
     require_frames,
 )
@@ -47,8 +54,10 @@ MASK_FOLDERS = ("mask", "masks")
 MOST_PICTURES = 100_000
 LARGEST_MEMBER = 4096
 """Bytes of one unpacked array: a 4x4 matrix takes 256 and its header."""
+PERSPECTIVE = (Lens.SIMPLE_PINHOLE, Lens.PINHOLE, Lens.SIMPLE_RADIAL, Lens.RADIAL, Lens.OPENCV, Lens.FULL_OPENCV)
 DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, SyntaxError, KeyError, RuntimeError)
 DAMAGE += (NotImplementedError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error)
+DAMAGE += (tokenize.TokenError,)
 """What zipfile and NumPy raise on files that are damaged, encrypted or no archives at all."""
 
 
@@ -76,6 +85,10 @@ def read(path: Path) -> Capture:
     notes: list[str] = []
     world_from_sphere = _normalisation(scale_mats, file, notes)
     masks = _masks(root, pictures, notes)
+    blank = bool(masks) and _all_blank(list(masks.values()))
+    if blank:
+        masks = {}
+        notes.append("The masks are blank, so nothing is known to bound the scene.")
     tally, names = Tally(), Names()
     frames = []
     for name, number in zip(pictures, numbers, strict=True):
@@ -87,6 +100,9 @@ def read(path: Path) -> Capture:
             frames.append(frame)
         except FrameError as reason:
             tally.add(str(reason), name)
+    missing = [f"{number:03d}" for number in sorted(world_mats.keys() - set(numbers))]
+    if missing:
+        notes.append(f"{len(missing)} of {len(world_mats)} cameras of {file.name} have no picture: {listed(missing)}.")
     notes += tally.notes(len(pictures))
     require_frames(frames, len(pictures), file, notes)
     near, far = _depths(frames) if scale_mats else (None, None)
@@ -95,9 +111,9 @@ def read(path: Path) -> Capture:
         root=root,
         format="neus",
         frames=tuple(frames),
-        bounds=box if scale_mats else None,
-        near=near,
-        far=far,
+        bounds=box if scale_mats and not blank else None,
+        near=None if blank else near,
+        far=None if blank else far,
         original_from_capture=world_from_sphere,
         notes=tuple(notes),
     )
@@ -136,6 +152,19 @@ def _masks(root: Path, pictures: list[str], notes: list[str]) -> dict[str, Path]
         notes.append(f"{folder} has {len(masks)} masks for {len(pictures)} pictures; they are not used.")
         return {}
     return {name: folder / mask for name, mask in zip(pictures, masks, strict=True)}
+
+
+def _all_blank(masks: list[Path]) -> bool:
+    """Whether no mask takes anything away. Real ones say so at the first; one that is damaged is no blank one."""
+    for mask in masks:
+        try:
+            with Image.open(mask) as picture:
+                low, _ = picture.convert("L").getextrema()
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+            return False
+        if low == 0:
+            return False
+    return True
 
 
 def _normalisation(scale_mats: dict[int, np.ndarray], file: Path, notes: list[str]) -> Similarity:
@@ -228,3 +257,47 @@ def _matrix(data: bytes) -> np.ndarray:
         raise ValueError("its end is missing")
     matrix = values.reshape(shape, order="F" if by_columns else "C").astype(np.float64)
     return matrix if shape == (4, 4) else np.concatenate([matrix, [[0.0, 0.0, 0.0, 1.0]]])
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write(capture: Capture, path: Path, world_from_sphere: Similarity) -> None:
+    """Write the posed frames of a capture as `path`/cameras_sphere.npz, as NeuS and its followers read it.
+
+    The capture's frame is the world. world_from_sphere: from the unit sphere that holds the object to the world, one
+    for all frames. The matrices count in the order of the frames, and the pictures must be named in that order
+    (image/000000.png, mask/000.png). A lens's distortion has no place in the file. camera_mat is K, and the inverses
+    are written along, as NeuS's own script does.
+
+    Raises CaptureError when no frame has a pose and for lenses that are no pinholes at all, RunError when the file
+    cannot be written.
+    """
+    posed = [(frame, frame.camera) for frame in capture.frames if frame.camera is not None]
+    if not posed:
+        raise CaptureError(f"{capture.root} has no frame with a pose, so there is nothing to write.")
+    scale_mat = np.eye(4)
+    scale_mat[:3, :3] = world_from_sphere.scale * world_from_sphere.rotation.numpy()
+    scale_mat[:3, 3] = world_from_sphere.translation.numpy()
+    matrices: dict[str, np.ndarray] = {}
+    for i, (frame, camera) in enumerate(posed):
+        camera_mat = _camera_mat(frame, camera)
+        pose = np.eye(4)
+        pose[:3] = camera.cam_from_world.numpy()
+        for name, matrix in (("camera", camera_mat), ("world", camera_mat @ pose), ("scale", scale_mat)):
+            matrices |= {f"{name}_mat_{i}": matrix, f"{name}_mat_inv_{i}": np.linalg.inv(matrix)}
+    with whole_file(path / "cameras_sphere.npz") as partial, partial.open("wb") as file:
+        np.savez(file, **matrices)  # type: ignore[arg-type]
+
+
+def _camera_mat(frame: Frame, camera: Camera) -> np.ndarray:
+    """K as [4, 4], counted from the centre of the first pixel."""
+    if camera.lens not in PERSPECTIVE:
+        raise CaptureError(
+            f"NeuS's camera file knows pinholes only, and {printable(frame.name)} has the lens {camera.lens.value}; "
+            "write transforms instead."
+        )
+    fx, fy, cx, cy = camera.intrinsics.tolist()
+    camera_mat = np.eye(4)
+    camera_mat[:2, :3] = [[fx, 0, cx - 0.5], [0, fy, cy - 0.5]]
+    return camera_mat

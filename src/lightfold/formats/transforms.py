@@ -10,9 +10,10 @@ ignored.
                dynamic_mask_NAME.png and NAME.alpha.EXT beside the pictures
   nerfstudio   camera_model, distortion_params, fisheye_crop_radius, mask_path, depth_file_path, ply_file_path,
                train/val/test_filenames, applied_transform, applied_scale, orientation_override
-  ours         depth_unit_scale_factor, mask_inverted, time, near, far, background, metric; k5, k6 of FULL_OPENCV;
-               distortion_params in COLMAP's order for the lens models that nerfstudio does not have; lens, the exact
-               name of a lens whose camera_model is a larger one that others know
+  ours         depth_unit_scale_factor, mask_inverted, mask_is_alpha (the mask is a silhouette), time, near, far,
+               background, metric; k5, k6 of FULL_OPENCV; distortion_params in COLMAP's order for the lens models that
+               nerfstudio does not have; lens, the exact name of a lens whose camera_model is a larger one that others
+               know
 
 Where a key stands both at the top and in a frame, the frame's wins: it is the more specific.
 """
@@ -110,18 +111,24 @@ def read(path: Path) -> Capture:
     if unknown:
         notes.append(f"{len(unknown)} names in the lists of the splits belong to no frame: {listed(unknown)}.")
     require_frames(frames, found, file, notes)
-    return Capture(
-        root=file.parent,
-        format="transforms",
-        frames=tuple(frame for frame, _ in frames),
-        points=_points(document, file.parent, notes),
+    points = _points(document, file.parent, notes)
+    radius = _crop_radius(document, frames, notes)
+    capture = Capture(
+        file.parent, "transforms", tuple(frame for frame, _ in frames), points, fisheye_crop_radius=radius
+    )
+    return with_facts(capture, document, notes)
+
+
+def with_facts(capture: Capture, document: Entry, notes: list[str]) -> Capture:
+    """The capture with what the top of a document says about all of it, and with these notes (more may be added)."""
+    return replace(
+        capture,
         bounds=_bounds(document),
         background=document.text("background"),
         up=_up(document),
         metric=document.flag("metric"),
         near=document.number("near"),
         far=document.number("far"),
-        fisheye_crop_radius=_crop_radius(document, frames, notes),
         orientation=_orientation(document),
         original_from_capture=_original_from_capture(document, notes),
         notes=tuple(notes),
@@ -289,7 +296,7 @@ def _frame(entry: Entry, root: Path, written: str, tally: Tally, names: Names) -
     fitted, rotate = fit_camera(camera, header)
     if (fitted.width, fitted.height) != (camera.width, camera.height):
         tally.add("have intrinsics for another size than the picture's, which were scaled", written)
-    mask, inverted = _mask(entry, root, path, tally, written)
+    mask, inverted, silhouette = _mask(entry, root, path, tally, written)
     depth, depth_scale = _depth(entry, root, tally, written)
     # file_path may lack the suffix; the name has it, so that 'r_0' of two folders or types cannot be mixed up.
     suffix = path.name[len(posixpath.basename(written)) :] if path.name.startswith(posixpath.basename(written)) else ""
@@ -302,6 +309,7 @@ def _frame(entry: Entry, root: Path, written: str, tally: Tally, names: Names) -
         depth_scale=depth_scale,
         time=entry.number("time"),
         mask_inverted=inverted,
+        mask_is_alpha=silhouette,
         exif_rotate=rotate,
     )
 
@@ -323,23 +331,26 @@ def _matrix(entry: Entry, tally: Tally, written: str) -> np.ndarray:
             tally.add("moved during the exposure, and are given the pose at its middle", written)
         matrix = middle
     from_opencv = OPENCV_FROM_MITSUBA if entry.flag("from_mitsuba") else OPENCV_FROM_OPENGL
-    matrix[:3, :3] = matrix[:3, :3] @ from_opencv
+    # Infinity times zero is no number; the pose is refused for either.
+    with np.errstate(invalid="ignore"):
+        matrix[:3, :3] = matrix[:3, :3] @ from_opencv
     return matrix
 
 
-def _mask(entry: Entry, root: Path, path: Path, tally: Tally, written: str) -> tuple[Path | None, bool]:
-    """The mask of a frame, and whether its non-zero pixels are the ones to ignore."""
+def _mask(entry: Entry, root: Path, path: Path, tally: Tally, written: str) -> tuple[Path | None, bool, bool]:
+    """The mask of a frame, whether its non-zero pixels are the ones to ignore, and whether it is a silhouette."""
     named = entry.text("mask_path")
     if named:
         mask = find_picture(root, named)
         if mask is None:
             tally.add("name a mask that is not on disk, and are used whole", written)
-        return mask, entry.flag("mask_inverted")
+            return None, False, False
+        return mask, entry.flag("mask_inverted"), entry.flag("mask_is_alpha")
     dynamic = path.parent / f"dynamic_mask_{path.stem}.png"
     if os.path.isfile(dynamic):
-        return dynamic, True
+        return dynamic, True, False
     alpha = path.parent / f"{path.stem}.alpha{path.suffix}"
-    return (alpha, False) if os.path.isfile(alpha) else (None, False)
+    return (alpha, False, False) if os.path.isfile(alpha) else (None, False, False)
 
 
 def _depth(entry: Entry, root: Path, tally: Tally, written: str) -> tuple[Path | None, float]:
@@ -651,16 +662,23 @@ def _document(capture: Capture, file: Path) -> dict[str, Any]:
                 f"capture: expected every frame to have a camera, got {frame.name!r} without; use capture.posed()"
             )
         frames.append(_written_frame(frame, frame.camera, file.parent))
-    document = _shared(frames)
+    document = shared(frames)
     if any(f.split is not None for f in capture.frames):
         # nerfstudio wants a list for every split it asks for, and knows no difference between val and test.
         for key, split in (("train", "train"), ("val", "test"), ("test", "test")):
             written = [w["file_path"] for w, f in zip(frames, capture.frames, strict=True) if f.split == split]
             document[f"{key}_filenames"] = written
+    document.update(facts(capture))
+    if capture.fisheye_crop_radius is not None:
+        document["fisheye_crop_radius"] = capture.fisheye_crop_radius
+    document["frames"] = frames
+    return document
+
+
+def facts(capture: Capture) -> dict[str, Any]:
+    """The keys at the top that say something about all of a capture; `with_facts` reads them."""
     capture_from_original = capture.original_from_capture.inverse()
     rotation, shift = capture_from_original.rotation, capture_from_original.translation / capture_from_original.scale
-    document["applied_transform"] = torch.cat([rotation, shift[:, None]], dim=1).tolist()
-    document["applied_scale"] = float(capture_from_original.scale)
     optional = {
         "aabb": None if capture.bounds is None else capture.bounds.tolist(),
         "up": None if capture.up is None else capture.up.tolist(),
@@ -668,21 +686,25 @@ def _document(capture: Capture, file: Path) -> dict[str, Any]:
         "background": capture.background,
         "near": capture.near,
         "far": capture.far,
-        "fisheye_crop_radius": capture.fisheye_crop_radius,
         "orientation_override": capture.orientation,
     }
-    document.update({key: value for key, value in optional.items() if value is not None})
-    document["frames"] = frames
-    return document
+    return {
+        "applied_transform": torch.cat([rotation, shift[:, None]], dim=1).tolist(),
+        "applied_scale": float(capture_from_original.scale),
+        **{key: value for key, value in optional.items() if value is not None},
+    }
 
 
-def _shared(frames: list[dict[str, Any]]) -> dict[str, Any]:
+def shared(frames: list[dict[str, Any]]) -> dict[str, Any]:
     """Moves what all frames say alike to the top, where readers that know only global intrinsics look for it.
 
     Coefficients move together or not at all: nerfstudio ignores those of the frames once it has met one at the top.
     """
     first = frames[0] if frames else {}
-    per_frame = ("file_path", "transform_matrix", "mask_path", "depth_file_path", "time", "mask_inverted")
+    per_frame = (
+        *("file_path", "transform_matrix", "mask_path", "depth_file_path", "time"),
+        *("mask_inverted", "mask_is_alpha", "depth_path", "integer_depth_scale"),
+    )
     together = (*COEFFICIENTS, "distortion_params")
     groups = [(key,) for key in first if key not in (*per_frame, *together)] + [together]
     shared: dict[str, Any] = {}
@@ -699,7 +721,7 @@ def _shared(frames: list[dict[str, Any]]) -> dict[str, Any]:
 def _written_frame(frame: Frame, camera: Camera, folder: Path) -> dict[str, Any]:
     fx, fy, cx, cy = camera.intrinsics.tolist()
     entry: dict[str, Any] = {
-        "file_path": _relative(frame.path, folder),
+        "file_path": relative(frame.path, folder),
         "w": camera.width,
         "h": camera.height,
         "fl_x": fx,
@@ -721,23 +743,30 @@ def _written_frame(frame: Frame, camera: Camera, folder: Path) -> dict[str, Any]
     else:
         keys = PERSPECTIVE.get(camera.lens) or FISHEYE.get(camera.lens) or ()
         entry.update(zip(keys, coefficients, strict=True))
-    world_from_cam = camera.world_from_cam.numpy()
-    rows = np.concatenate([world_from_cam[:, :3] @ OPENCV_FROM_OPENGL, world_from_cam[:, 3:]], axis=1)
-    # Adding 0 turns -0.0 into 0.0, which reads better and changes nothing.
-    entry["transform_matrix"] = [*(rows + 0.0).tolist(), [0.0, 0.0, 0.0, 1.0]]
+    entry["transform_matrix"] = opengl_rows(camera)
     if frame.mask is not None:
-        entry["mask_path"] = _relative(frame.mask, folder)
+        entry["mask_path"] = relative(frame.mask, folder)
         if frame.mask_inverted:
             entry["mask_inverted"] = True
+        if frame.mask_is_alpha:
+            entry["mask_is_alpha"] = True
     if frame.depth is not None:
-        entry["depth_file_path"] = _relative(frame.depth, folder)
+        entry["depth_file_path"] = relative(frame.depth, folder)
         entry["depth_unit_scale_factor"] = frame.depth_scale
     if frame.time is not None:
         entry["time"] = frame.time
     return entry
 
 
-def _relative(path: Path, folder: Path) -> str:
+def opengl_rows(camera: Camera) -> list[list[float]]:
+    """camera-to-world [4, 4] with OpenGL camera axes, as rows."""
+    world_from_cam = camera.world_from_cam.numpy()
+    rows = np.concatenate([world_from_cam[:, :3] @ OPENCV_FROM_OPENGL, world_from_cam[:, 3:]], axis=1)
+    # Adding 0 turns -0.0 into 0.0, which reads better and changes nothing.
+    return [*(rows + 0.0).tolist(), [0.0, 0.0, 0.0, 1.0]]
+
+
+def relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder, with forward slashes; absolute where no relative one exists (another drive)."""
     plain, base = os.path.abspath(path), os.path.abspath(folder)
     if not plain.startswith(base + os.sep):
