@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))  # The benchmarks are a package of the repository, not of what is installed.
 
-from benchmarks import measure, peer_torch, quality, record, synthetic, table  # noqa: E402
+from benchmarks import measure, peer_torch, quality, record, synthetic, table, trained_on  # noqa: E402
 
 
 def envelope(name: str, results: dict[str, Any], protocol: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -155,6 +155,21 @@ def test_sections_of_every_benchmark_can_be_written() -> None:
             },
             {"method": "ngp", "pictures": "480x320", "own": "own"},
         ),
+        envelope(
+            "poses",
+            {
+                "lund": {
+                    "registered": 29,
+                    "pictures": 29,
+                    "largest_groups": [29],
+                    "verdict": "usable",
+                    "wall_seconds": 90.0,
+                    "tries": ["Incremental mapping: 29 of 29 pictures in one model."],
+                    "reasons": ["The focal length came out as 733 px, -29 % against the header of the pictures."],
+                },
+                "unrelated": {"error": "No two pictures could be matched.", "wall_seconds": 3.0},
+            },
+        ),
         envelope("first_picture", {"fox": {"first_time_seconds": 6.0, "again_seconds": 4.0, "options": ""}}),
         envelope("start_up", {"lightfold --help": {"wall": 0.2, "cpu": 0.2}}),
     ]
@@ -166,6 +181,24 @@ def test_sections_of_every_benchmark_can_be_written() -> None:
     assert row_of(page, "samples trained per second")[1] == "1.0 x"
     assert row_of(page, "`lightfold run` on fox")[4] == "met"
     assert row_of(page, "`lightfold --help`")[1] == "0.20 s"
+    assert row_of(page, "lund: pictures of 29")[4] == "met"
+    assert row_of(page, "lund |")[1:3] == ["29 of 29", "usable"]
+    assert row_of(page, "unrelated |")[5] == "No two pictures could be matched."
+
+
+def test_found_poses_are_compared_seed_by_seed() -> None:
+    scores = {"given": [28.0, 28.4], "found": [28.1, 28.2]}
+    runs = {name: [{"seed": i, "psnr": v, "ssim": 0.8} for i, v in enumerate(each)] for name, each in scores.items()}
+    results = trained_on.summary(runs)
+    assert results["psnr_gain"]["mean"] == pytest.approx(-0.05)
+    assert results["psnr_gain"]["min"] == pytest.approx(-0.2)
+    page = table.promises({"trained_on": envelope("trained_on", results)})
+    assert row_of(page, "fox, `ngp`, 8000 steps")[1:5] == [
+        "-0.05 dB (-0.20 to +0.10)",
+        "≥ -0.20 dB",
+        "≥ +0.00 dB",
+        "met",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ measuring

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from lightfold.cameras import Camera, Lens
 from lightfold.capture import Capture, Frame, Points
 from lightfold.errors import CaptureError
 from lightfold.footage import panorama
-from lightfold.footage.shots import Footage, Shot, load_footage
 from lightfold.geometry import so3_exp
 
 WIDTH, HEIGHT = 192, 96
@@ -133,47 +131,6 @@ def test_a_small_crop_averages_instead_of_skipping() -> None:
     picture = panorama.cut(panorama.as_planes(stripes, panorama=True), panorama.crop_map(sphere(), crop), crop)
     assert np.abs(picture.astype(float) - 100).max() < 20
     assert panorama.samples_per_side(WIDTH, panorama.crop_cameras(sphere(), panorama.LAYOUTS["4"])[0]) == 1
-
-
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
-def test_nadir_mask_covers_the_cap_and_nothing_else() -> None:
-    mask = panorama.nadir_mask(64, 32, math.radians(45))
-    assert mask.shape == (32, 64) and mask.dtype == np.uint8
-    assert (mask[:24] == 255).all() and (mask[24:] == 0).all()
-    assert (panorama.nadir_mask(64, 32, 0.0) == 255).all()
-    assert (panorama.nadir_mask(64, 32, 0.01)[-1] == 0).all()
-    with pytest.raises(ValueError, match="angle"):
-        panorama.nadir_mask(64, 32, math.nan)
-
-
-def footage_of(root: Path, masked: NDArray[np.uint8] | None) -> Footage:
-    shot = Shot("räum 1.jpg", "x", 64, 32, lens="EQUIRECTANGULAR", mask=masked is not None)
-    other = Shot("b.jpg", "x", 64, 32)
-    if masked is not None:
-        (root / "masks").mkdir(parents=True)
-        Image.fromarray(masked).save(root / "own.png")
-        os.link(root / "own.png", root / "masks" / "räum 1.jpg.png")
-    return Footage(root, "panoramas", True, (shot, other))
-
-
-def test_mask_nadir_keeps_what_was_masked_and_the_file_it_came_from(tmp_path: Path) -> None:
-    old = np.full((32, 64), 255, dtype=np.uint8)
-    old[:4] = 0
-    footage = footage_of(tmp_path, old)
-    masked = panorama.mask_nadir(footage, math.radians(45))
-    assert load_footage(tmp_path) == masked and [shot.mask for shot in masked.shots] == [True, False]
-    result = np.asarray(Image.open(tmp_path / "masks" / "räum 1.jpg.png"))
-    assert (result[:4] == 0).all() and (result[4:24] == 255).all() and (result[24:] == 0).all()
-    assert (np.asarray(Image.open(tmp_path / "own.png")) == old).all()
-
-
-def test_mask_nadir_names_a_damaged_mask(tmp_path: Path) -> None:
-    footage = footage_of(tmp_path, np.zeros((32, 64), dtype=np.uint8))
-    (tmp_path / "own.png").write_bytes(b"no picture")
-    with pytest.raises(CaptureError, match=r"räum 1\.jpg\.png"):
-        panorama.mask_nadir(footage, 0.5)
 
 
 # --- posed crops -----------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ def write_capture(
     names: Sequence[str] | None = None,
     model: Sequence[Camera | None] | None = None,
     linked: Callable[[int, int], bool] = lambda i, j: True,
+    shows: Callable[[int, int, float], bool] = lambda camera, point, z: True,
     points: int = 200,
     started: float = FOCAL,
     changes: dict[int, dict[str, object]] | None = None,
@@ -53,7 +54,8 @@ def write_capture(
 ) -> tuple[Footage, Solution]:
     """Keypoints and matches of the true cameras; the model may say something else, None for no pose.
 
-    Every camera sees the points that face it, so that neighbours share many and opposite cameras none.
+    Every camera sees the points that face it, so that neighbours share many and opposite cameras none. `shows` takes
+    some away: by the numbers of camera and point, and the point's height.
     """
     count = len(truth)
     model = truth if model is None else model
@@ -66,12 +68,13 @@ def write_capture(
     # Point -> row among the keypoints of each picture.
     seen: list[dict[int, int]] = []
     pixels = []
-    for camera in truth:
+    for i, camera in enumerate(truth):
         xy, valid = camera.project(xyz)
         facing = ((camera.center - xyz) * torch.from_numpy(normal)).sum(1) > 0
         if lens is Lens.EQUIRECTANGULAR:
             facing = torch.ones_like(facing)
         inside = valid & facing & (xy >= 0).all(1) & (xy[:, 0] < width) & (xy[:, 1] < height)
+        inside &= torch.tensor([shows(i, point, float(xyz[point, 2])) for point in range(points)])
         seen.append({point: row for row, point in enumerate(inside.nonzero()[:, 0].tolist())})
         pixels.append(xy[inside].numpy())
     shots = tuple(

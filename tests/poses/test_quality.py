@@ -135,6 +135,34 @@ def test_a_fold_that_false_matches_support_is_betrayed_by_neighbours(tmp_path: P
     assert folded_report.verdict == "bad" and any("jumps between neighbours" in r for r in folded_report.reasons)
 
 
+def test_two_places_with_the_same_thing_in_them_are_found_by_what_surrounds_it(tmp_path: Path) -> None:
+    truth = ring(48)
+    right = assess(*write_capture(tmp_path / "right", truth, points=1200, linked=near(4)))
+
+    # Even cameras stand in one hall and odd ones in another. The upper part is what both have; below, each has its own.
+    def shows(camera: int, point: int, z: float) -> bool:
+        return z > 0.2 or camera % 2 == point % 2
+
+    mixed = assess(*write_capture(tmp_path / "mixed", truth, points=1200, linked=near(4), shows=shows))
+    assert right.verdict == "good" and right.beside >= 40 and not right.lookalikes
+    # All matches agree with the wrong model, and nothing is torn.
+    assert mixed.agreement == 1.0 and not mixed.jumps
+    assert mixed.verdict == "bad" and "taken for one" in mixed.reasons[0]
+    parity = {int(first[:4]) % 2 == int(second[:4]) % 2 for first, second in mixed.lookalikes}
+    assert parity == {False} and len(mixed.lookalikes) >= 30
+
+
+def test_a_few_pictures_of_another_place_are_a_doubt_at_least(tmp_path: Path) -> None:
+    strangers = {10, 11, 30}
+
+    def shows(camera: int, point: int, z: float) -> bool:
+        return z > 0.2 or (camera in strangers) == (point % 2 == 0)
+
+    quality = assess(*write_capture(tmp_path, ring(48), points=1200, linked=near(4), shows=shows))
+    assert quality.verdict != "good"
+    assert all({int(a[:4]), int(b[:4])} & strangers for a, b in quality.lookalikes)
+
+
 def test_a_chain_is_no_proof(tmp_path: Path) -> None:
     quality = assess(*write_capture(tmp_path, ring(24, turn=180), linked=near(1)))
     assert quality.verdict == "usable" and any("chain" in reason for reason in quality.reasons)

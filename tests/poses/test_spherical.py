@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightfold.cameras import Camera
+from lightfold.cli.mask import MaskArguments, make_masks
 from lightfold.errors import CaptureError
 from lightfold.footage import panorama
+from lightfold.footage.gather import gather
+from lightfold.footage.photos import PhotosConfig
 from lightfold.footage.shots import Footage, Shot
 from lightfold.poses import spherical
 from lightfold.poses.config import PoseConfig
@@ -164,6 +167,22 @@ def test_masks_are_honoured(tmp_path: Path) -> None:
     assert len(none) == 0
 
 
+def test_the_nadir_that_a_user_masks_has_no_features(tmp_path: Path) -> None:
+    """The whole way: `lightfold mask --nadir`, gathering, features."""
+    folder = tmp_path / "größe a"
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(rooms(i)).save(folder / f"pano {i}.png")
+    make_masks(MaskArguments(str(folder), nadir=70.0))
+    gathered = gather(folder, tmp_path / "capture", PhotosConfig(lens="EQUIRECTANGULAR"))
+    assert gathered.kind == "panoramas" and all(shot.mask for shot in gathered.shots)
+    free = keypoints(footage(tmp_path / "free", {"pano 0.png": rooms(0), "pano 1.png": rooms(1)}))
+    lowest = HEIGHT * (1 - 70 / 180)
+    for masked, all_of_it in zip(keypoints(gathered), free, strict=True):
+        assert (all_of_it[:, 1] > lowest + 2).any(), "there is something to mask"
+        assert len(masked) and float(masked[:, 1].max()) <= lowest + 1
+
+
 def test_pictures_without_detail_have_no_features(tmp_path: Path) -> None:
     blank, tiny = np.full((64, 128, 3), 90, dtype=np.uint8), rooms()[:2, :4]
     assert [len(points) for points in keypoints(footage(tmp_path, {"blank.png": blank, "tiny.png": tiny}))] == [0, 0]
@@ -186,6 +205,6 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
 
 def test_large_panoramas_are_searched_at_the_size_that_is_asked_for() -> None:
     _, crops, _ = spherical._views(2048, 1024, 250)
-    assert {crop.width for crop in crops} == {150}
+    assert {crop.width for crop in crops} == {112}
     _, crops, _ = spherical._views(WIDTH, HEIGHT, 2000)
     assert {crop.width for crop in crops} == {panorama.natural_size(spherical.LAYOUT, WIDTH)}

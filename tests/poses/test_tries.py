@@ -28,11 +28,11 @@ def result(work: Work, count: int, share: float = 1.0, seam: float = 1.0, lens: 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a search in which each try, by its name, has the stated result: what it finds, and the tries made."""
 
-    def search(results, config=AUTO, partners=5, chosen=ALL, ordered=False):
+    def search(results, config=AUTO, partners=5, chosen=ALL, ordered=False, kind="photos"):
         made = []
         shots = tuple(Shot(name, name, 100, 100) for name in NAMES)
         job = Job(
-            Footage(tmp_path, "photos", ordered, shots),
+            Footage(tmp_path, kind, ordered, shots),
             config,
             tmp_path,
             Record(tmp_path / "stages.json"),
@@ -78,9 +78,15 @@ def test_a_few_left_over_are_sought_cheaply_and_the_best_is_kept(run):
     assert len(best.names) == 39 and len(told) == 3
 
 
-def test_many_left_over_are_worth_richer_features(run):
-    (best, _), made = run({"plain incremental": {"count": 20}, "rich incremental": {"count": 40}})
+@pytest.mark.parametrize("kind", ["photos", "panoramas"])
+def test_many_left_over_are_worth_richer_features(run, kind):
+    (best, _), made = run({"plain incremental": {"count": 20}, "rich incremental": {"count": 40}}, kind=kind)
     assert made[-1] == "rich incremental" and best.work.name == "rich" and best.work.config.first_octave == -1
+
+
+def test_weak_pairs_are_tried_all_together_at_last(run):
+    (best, _), made = run({"rich global": {"count": 8}}, kind="panoramas")
+    assert made[-1] == "rich global" and len(best.names) == 8
 
 
 def test_a_folded_model_loses_to_a_smaller_one_that_the_matches_believe(run):

@@ -25,7 +25,6 @@ from ..capture import Capture, Frame, Points
 from ..errors import CaptureError
 from ..files import whole_file
 from ..images import UNREADABLE, decode
-from .shots import Footage, Shot
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -179,47 +178,6 @@ def cut(planes: Tensor, where: Tensor, crop: Camera) -> NDArray[np.uint8]:
     """The crop [h, w, C] of a panorama given by `as_planes`, along a `crop_map`; each pixel averages its samples."""
     values = torch.nn.functional.adaptive_avg_pool2d(resample(planes, where), (crop.height, crop.width))
     return values.permute(1, 2, 0).add(0.5).clamp(0, 255).to(torch.uint8).numpy()
-
-
-# --- masks -----------------------------------------------------------------------------------------------------------
-
-
-def nadir_mask(width: int, height: int, angle: float) -> NDArray[np.uint8]:
-    """Mask [height, width] of a panorama: 0 within `angle` (radians) of straight down, where the tripod, the operator
-    or a stitching patch is, and 255 elsewhere. A row is masked when any of it lies in the cap."""
-    if not 0.0 <= angle < math.pi:
-        raise ValueError(f"angle: expected radians in [0, pi), got {angle}")
-    masked = math.ceil(round(height * angle / math.pi, 6))
-    mask = np.full((height, width), 255, dtype=np.uint8)
-    mask[height - masked :] = 0
-    return mask
-
-
-def mask_nadir(footage: Footage, angle: float) -> Footage:
-    """The footage with a cap about straight down masked in every panorama, on top of the masks that it has.
-
-    Writes masks/NAME.png and footage.json. `angle` is in radians from straight down.
-
-    Raises:
-        CaptureError: a mask that the footage has cannot be read.
-    """
-    shots: list[Shot] = []
-    for shot in footage.shots:
-        if shot.lens != Lens.EQUIRECTANGULAR.value:
-            shots.append(shot)
-            continue
-        mask = nadir_mask(shot.width, shot.height, angle)
-        existing = footage.mask(shot)
-        if existing is not None:
-            try:
-                mask[~read_mask(existing, shot.width, shot.height)] = 0
-            except UNREADABLE as error:
-                raise CaptureError(f"The mask {existing} cannot be read ({error}). Replace it or delete it.") from error
-        shots.append(replace(shot, mask=True))
-        _save(Image.fromarray(mask), footage.root / "masks" / f"{shot.name}.png")
-    masked = replace(footage, shots=tuple(shots))
-    masked.save()
-    return masked
 
 
 # --- pictures for training -------------------------------------------------------------------------------------------

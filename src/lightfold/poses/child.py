@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -124,7 +125,9 @@ def cause_of_death(code: int, text: str) -> str:
         return f"COLMAP gave up ({fatal[-1].partition('] ')[2][:200]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Traceback (most recent call last)" in text:
-        return f"of an error ({lines[-1][:200]})"
+        # A process that is ended on its way out adds the stack of its own libraries.
+        named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+        return f"of an error ({[*lines, *named][-1][:200]})"
     if code < 0:
         with suppress(ValueError):
             return f"it was ended by {signal.Signals(-code).name}"

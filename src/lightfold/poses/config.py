@@ -43,6 +43,15 @@ class PoseConfig:
     """Free the principal point in the last bundle adjustment, where the model is strong enough to determine it."""
     refine_known: bool = False
     """Refine intrinsics that were given as known (a calibration) too."""
+    rig: str = ""
+    """Cameras that are bolted together and take pictures at the same instants. folders: each folder of the footage is
+    one camera, pictures of the same name were taken at once, and how the cameras stand to each other is estimated. Or
+    a file, COLMAP's rig_config.json, which can state that. Empty: every picture was taken on its own."""
+    panoramas: Literal["whole", "crops-4", "crops-6", "crops-8", "crops-14"] = "whole"
+    """What is trained on, where the footage is panoramas. whole: the panoramas as they are. crops-8, and so on:
+    perspective pictures cut out of each, for methods and programs that need such; they go to CAPTURE/crops-8."""
+    crop_side: int | None = None
+    """Side in pixels of those pictures. None: as large as it takes to lose no detail."""
     retries: bool = True
     """Try again on its own, with more pairs, lower thresholds, another mapper, richer features, when pictures are
     left over."""
@@ -61,6 +70,7 @@ class PoseConfig:
             "max_features": 64,
             "overlap": 1,
             "neighbours": 1,
+            "crop_side": 16,
             "seed": 0,
             "threads": 1,
             "silence": 1,
@@ -72,6 +82,9 @@ class PoseConfig:
         known = [lens.value for lens in Lens if lens is not Lens.ORTHOGRAPHIC]
         if self.lens != "auto" and self.lens not in known:
             raise ConfigError(f"The option 'lens' must be auto or one of {', '.join(known)}, not {self.lens}.")
+
+        if self.rig and self.cameras != "auto":
+            raise ConfigError("The option 'cameras' must be auto with a rig: each lens is a camera of its own.")
 
     def richer(self) -> PoseConfig:
         """The same with features that find more and cost up to ten times as much: for pictures that were left over."""

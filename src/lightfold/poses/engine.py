@@ -31,9 +31,10 @@ import pycolmap
 
 from ..errors import CaptureError, LightfoldError
 from ..footage.shots import load_footage
-from . import compare, finish, tries
+from . import compare, finish, mapping, rigs, tries
 from .config import PoseConfig
-from .job import Job, Record, work
+from .job import Job, Record, Work, work
+from .pairs import Pairs
 
 TOO_FEW = (
     "{root} holds {number}. Poses need at least 3 pictures of one place from different spots; 30 to 100 make a good "
@@ -78,12 +79,34 @@ def run(job: Job) -> None:
         raise CaptureError(TOO_FEW.format(root=job.footage.root, number=number))
     if job.config.from_stage:
         job.record.forget_from(job.config.from_stage)
+    bolted = rigs.read_rigs(job.config.rig, job.footage)
+    job = replace(job, footage=rigs.with_cameras(job.footage, bolted))
     plain = work(job, "plain", job.config)
     compare.extract(job, plain)
     chosen = compare.choose_pairs(job, plain)
     compare.compare(job, plain, chosen, "chosen")
-    best, told = tries.search(job, plain, chosen)
+    best, told = _search_as_rigs(job, plain, chosen, bolted) if bolted else tries.search(job, plain, chosen)
     finish.write(job, best, finish.refine(job, best), told)
+
+
+def _search_as_rigs(
+    job: Job, plain: Work, chosen: Pairs, given: tuple[rigs.Rig, ...]
+) -> tuple[tries.Candidate, list[str]]:
+    """The best model of cameras that are bolted together; first without, where their offsets are to be estimated."""
+    if all(rig.stated for rig in given):
+        return tries.search(job, rigs.bolted(job, plain, given, stated=True), chosen)
+    loose, told = tries.search(job, plain, chosen)
+    told = [f"Each picture on its own: {text}" for text in told]
+    try:
+        model = mapping.read(loose.folder)
+        estimated = tuple(rigs.estimated(rig, job.footage, model) for rig in given)
+        best, more = tries.search(job, rigs.bolted(job, loose.work, estimated, stated=False), chosen)
+    except CaptureError as error:
+        return loose, [*told, f"The rig was not used. {error}"]
+    told += [f"As a rig: {text}" for text in more]
+    if loose.believable and not best.believable:
+        return loose, [*told, "The rig was not used, because the pictures do not fit constant offsets."]
+    return best, told
 
 
 def _open_channel() -> Callable[[dict[str, Any]], None]:

@@ -24,6 +24,7 @@ from ..capture import Capture, Points
 from ..errors import CaptureError
 from ..footage.shots import Footage
 from ..formats import colmap
+from .absence import absent_shares
 from .agreement import epipolar_angles
 from .solve import Solution
 
@@ -47,6 +48,7 @@ class Links:
     shift:   [L] median distance between where the two pictures show the same thing, in lengths of the longer side.
     flat:    [L] whether one homography explains all matches: the camera turned on the spot, or saw a plane.
     fits:    [L] share of the matches that lie on the epipolar lines of the model; NaN where a picture has no pose.
+    absent:  [L] share of the regions of a picture whose points the other should see and does not; see `absence`.
     """
 
     pair: NDArray[np.int64]
@@ -54,6 +56,7 @@ class Links:
     shift: NDArray[np.float64]
     flat: NDArray[np.bool_]
     fits: NDArray[np.float64]
+    absent: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +147,7 @@ def gather(footage: Footage, solution: Solution) -> Evidence:
     evidence.angle[:] = _widest_angles(ray, seen, len(xyz))
     for i in np.unique(sees):
         evidence.depth[i] = np.median(np.linalg.norm(ray[sees == i], axis=1))
+    links.absent[:] = absent_shares(links.pair, cameras, evidence.depth, xyz, sees, seen)
     return evidence
 
 
@@ -255,6 +259,7 @@ def _read_tables(
         shift=table[:, 3],
         flat=table[:, 4] != 0,
         fits=table[:, 5],
+        absent=np.full(len(table), math.nan),
     )
     return features, links, np.array(sorted(unlinked), dtype=np.int64).reshape(-1, 2)
 

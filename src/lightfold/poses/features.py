@@ -116,8 +116,8 @@ def start_camera(shot: Shot, camera_id: int, config: PoseConfig) -> pycolmap.Cam
         focal = max(shot.width, shot.height) / np.pi
     camera = pycolmap.Camera.create_from_model_name(camera_id, lens, focal, shot.width, shot.height)
     # Headers lie (a cropped picture, a wrong sensor), and COLMAP finds no first pair with a wrong prior. A focal length
-    # that is only a start costs nothing.
-    camera.has_prior_focal_length = bool(shot.parameters)
+    # that is only a start costs nothing. But two fisheye pictures have no fundamental matrix, so the start must do.
+    camera.has_prior_focal_length = bool(shot.parameters) or "FISHEYE" in lens
     if shot.parameters:
         if len(shot.parameters) != len(camera.params):
             raise CaptureError(
@@ -139,7 +139,7 @@ def _features(
         return np.zeros((0, 4), dtype=np.float32), np.zeros((0, 128), dtype=np.uint8)
     found, described = extractor.extract_from_uint8_array(grey)
     keypoints = pycolmap.keypoints_to_matrix(found).astype(np.float32).reshape(-1, 4)
-    descriptors = np.asarray(described.data, dtype=np.uint8).reshape(len(keypoints), -1)
+    descriptors = np.asarray(described.data, dtype=np.uint8).reshape(-1, 128)
     keypoints[:, 0] *= shot.width / width
     keypoints[:, 1] *= shot.height / height
     keypoints[:, 2] *= max(shot.width, shot.height) / max(width, height)

@@ -13,9 +13,9 @@ import torch
 
 from ..files import whole_file
 from ..geometry import Similarity
-from . import align, mapping
+from . import align, mapping, rigs
 from .agreement import Agreement
-from .job import Job, fingerprint, stamp
+from .job import Job, Work, fingerprint, stamp
 from .tries import Candidate, stated_cameras, task_for
 
 Origin = tuple[float, float, float]
@@ -99,7 +99,8 @@ def write(job: Job, best: Candidate, finished: Finished, told: list[str]) -> Non
     with job.record.working("writing", "writing", inputs):
         job.progress("writing", 0, len(best.names))
         model = mapping.read(finished.folder)
-        origin, notes = _place(job, model)
+        metric, origin, notes = _place(job, model, best.work)
+        notes += rigs.in_words(model, job.footage, metric, best.work.fixed_rigs)
         mapping.colour(model, job.footage, lambda done: job.progress("writing", done, len(best.names)))
         folders = [mapping.write(model, sparse / "0")]
         for other in best.others:
@@ -122,7 +123,7 @@ def write(job: Job, best: Candidate, finished: Finished, told: list[str]) -> Non
         "doubtful": [list(row) for row in finished.agreement.doubtful[:100]],
         "error": models[0].compute_mean_reprojection_error(),
         "cameras": _cameras(models[0], best.work.database, stated_cameras(job, best.work)),
-        "metric": origin is not None,
+        "metric": metric,
         "origin": origin,
         "tries": told,
         "notes": [*finished.notes, *notes],
@@ -134,22 +135,26 @@ def write(job: Job, best: Candidate, finished: Finished, told: list[str]) -> Non
         )
 
 
-def _place(job: Job, model: pycolmap.Reconstruction) -> tuple[Origin | None, tuple[str, ...]]:
-    """Turn the model upright, and to metres east, north and up where GPS allows: the GPS origin then, and notes."""
+def _place(job: Job, model: pycolmap.Reconstruction, work: Work) -> tuple[bool, Origin | None, tuple[str, ...]]:
+    """Turn the model upright; to metres where a rig's offsets are stated, else to metres east, north and up where GPS
+    allows. Returns whether it is in metres, the GPS origin then, and notes."""
     images = {model.images[i].name: model.images[i] for i in model.reg_image_ids()}
     poses = np.stack([np.asarray(image.cam_from_world().matrix()) for image in images.values()])
     up, certain = align.up_from_cameras(torch.from_numpy(poses))
-    mapping.place(model, Similarity(1.0, align.rotation_to_z(up), torch.zeros(3)))
+    scale = rigs.stated_scale(model, work)
+    mapping.place(model, Similarity(scale or 1.0, align.rotation_to_z(up), torch.zeros(3)))
+    if scale is not None:
+        return True, None, ()
     fixes = {shot.name: shot.gps for shot in job.footage.shots if shot.gps is not None and shot.name in images}
     if len(fixes) < 3:
-        return None, ()
+        return False, None, ()
     metres, origin = align.east_north_up(list(fixes.values()))
     centres = np.stack([np.asarray(images[name].projection_center()) for name in fixes])
     fit = align.metres_from_gps(torch.from_numpy(centres), metres, certain, job.config.seed)
     if fit is None:
-        return None, ("The GPS positions are too few, too close together or too far off to give the scale.",)
+        return False, None, ("The GPS positions are too few, too close together or too far off to give the scale.",)
     mapping.place(model, fit)
-    return origin, ()
+    return True, origin, ()
 
 
 def _cameras(model: pycolmap.Reconstruction, database: Path, stated: frozenset[int]) -> list[dict[str, Any]]:

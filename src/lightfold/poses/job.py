@@ -88,12 +88,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """A database of features and matches. name: "plain" or "rich". inputs: fingerprint of what it is made from."""
+    """A database of features and matches. name: "plain", "rich", "near" or "rig". inputs: fingerprint of what it is
+    made from. fixed_rigs: ids of the rigs in it whose offsets were stated, and stay."""
 
     name: str
     database: Path
     config: PoseConfig
     inputs: str
+    fixed_rigs: frozenset[int] = frozenset()
 
 
 def work(job: Job, name: str, config: PoseConfig) -> Work:

@@ -147,7 +147,7 @@ class Task:
     """What every mapper is given.
 
     fixed: ids of cameras whose intrinsics are known and stay. stated: ids of those whose focal length a header states.
-    progress: called with the number of pictures placed.
+    progress: called with the number of pictures placed. fixed_rigs: ids of rigs whose offsets are known and stay.
     """
 
     database: Path
@@ -156,6 +156,7 @@ class Task:
     fixed: frozenset[int]
     stated: frozenset[int]
     progress: Callable[[int], None]
+    fixed_rigs: frozenset[int] = frozenset()
 
 
 def map_incrementally(
@@ -196,6 +197,7 @@ def _incremental_options(task: Task, relaxed: bool = False) -> pycolmap.Incremen
     options.random_seed = task.config.seed
     options.min_model_size = SMALLEST_MODEL
     options.constant_cameras = set(task.fixed)
+    options.constant_rigs = set(task.fixed_rigs)
     # Colours are read later, by us, for the one model that is chosen.
     options.extract_colors = False
     if relaxed:
@@ -226,6 +228,7 @@ def map_globally(task: Task, output: Path) -> list[Path]:
         options.min_model_size = SMALLEST_MODEL
         options.mapper.global_positioning.use_gpu = False
         options.mapper.bundle_adjustment.ceres.use_gpu = False
+        options.mapper.refine_sensor_from_rig = not task.fixed_rigs
         if len(task.fixed) == len(cameras):
             options.mapper.bundle_adjustment.refine_focal_length = False
             options.mapper.bundle_adjustment.refine_extra_params = False
@@ -294,6 +297,11 @@ def write(model: pycolmap.Reconstruction, folder: Path) -> Path:
     return folder
 
 
+def has_rigs(model: pycolmap.Reconstruction) -> bool:
+    """Whether pictures of different cameras have a pose in common."""
+    return any(rig.num_sensors() > 1 for rig in model.rigs.values())
+
+
 def names_in(model: pycolmap.Reconstruction) -> list[str]:
     """The pictures that have a pose."""
     return [model.images[i].name for i in model.reg_image_ids()]
@@ -349,8 +357,9 @@ def join(task: Task, folders: list[Path], output: Path) -> list[Path]:
     triangulated anew from the matches of both, and adjusted. A joint that loses pictures or doubles the error is not
     made.
     """
-    if not folders:
-        return []
+    if not folders or has_rigs(read(folders[0])):
+        # A picture of a rig cannot be moved over without the others of its instant.
+        return folders
     joined, rest = folders[:1], folders[1:]
     for folder in rest:
         target, source = read(joined[0]), read(folder)
@@ -422,7 +431,14 @@ def adjust(model: pycolmap.Reconstruction, task: Task, free: Collection[int] = (
     for camera_id in {model.images[i].camera_id for i in model.reg_image_ids()}:
         if camera_id in task.fixed or (free and camera_id not in free):
             config.set_constant_cam_intrinsics(camera_id)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    for rig_id in task.fixed_rigs & set(model.rigs):
+        for sensor in model.rigs[rig_id].non_ref_sensors:
+            config.set_constant_sensor_from_rig_pose(sensor)
+    if has_rigs(model) and task.fixed_rigs:
+        # Known offsets are known lengths, so there is no scale to be fixed: one frame is all that can stay.
+        config.set_constant_rig_from_world_pose(min(model.images[i].frame_id for i in model.reg_image_ids()))
+    else:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     adjuster = pycolmap.create_default_ceres_bundle_adjuster(options, config, model)
     adjuster.solve()
     model.update_point_3d_errors()

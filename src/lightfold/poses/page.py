@@ -65,6 +65,7 @@ def document(quality: Quality) -> dict[str, Any]:
         "missing": {picture.name: picture.missing for picture in quality.pictures if picture.missing},
         "findings": [asdict(finding) for finding in quality.findings],
         "agreement": {"share": quality.agreement, "pairs": quality.pairs, "near_without_match": quality.silent},
+        "lookalikes": {"pairs": [list(pair) for pair in quality.lookalikes], "asked": quality.beside},
         "reprojection_error_pixels": {"mean": quality.mean_error, "median": quality.median_error},
         "points": {
             "count": len(quality.evidence.points),
@@ -452,6 +453,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .28rem .9rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 .pictures td:nth-child(n+3):nth-child(-n+8), .pictures th:nth-child(n+3):nth-child(-n+8) { text-align: right; }
+.pictures td:first-child { min-width: 9rem; }
 .missing td { color: var(--bad); } .remarkable td:last-child { color: var(--doubt); }
 """
 

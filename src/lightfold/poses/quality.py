@@ -46,6 +46,9 @@ STANDSTILL = 0.0005
 """Median shift of the matches, in lengths of the longer side, below which two pictures are the same."""
 ORDERED_REACH = 3
 """How far in time a match may reach across a blurred picture or two before there is a break."""
+ABSENT = 0.3
+"""Pictures beside each other are of two places when so many regions of one lack in the other. It is at most 0.2 in
+right models of real captures, and above 0.5 where a copy fills half of the picture."""
 SILENT_PAIRS = 8
 """Pairs side by side below which their silence says nothing."""
 
@@ -70,6 +73,8 @@ def assess(footage: Footage, solution: Solution) -> Quality:
         agreement=float((fits[asked] >= AGREES).mean()) if asked.any() else math.nan,
         pairs=int(asked.sum()),
         silent=_silence(footage, evidence),
+        lookalikes=_lookalikes(footage, evidence),
+        beside=int(np.isfinite(evidence.links.absent).sum()),
         mean_error=_mean(evidence.point_error),
         median_error=_median(evidence.point_error),
         track_length=_mean(evidence.track_length),
@@ -274,6 +279,14 @@ def _silence(footage: Footage, evidence: Evidence) -> float:
 
     silent, linked = side_by_side(evidence.unlinked), side_by_side(links.pair)
     return silent / (silent + linked) if silent + linked >= SILENT_PAIRS else math.nan
+
+
+def _lookalikes(footage: Footage, evidence: Evidence) -> tuple[tuple[str, str], ...]:
+    """Pairs that match, and of whose surroundings each shows what the other lacks; the worst first."""
+    links = evidence.links
+    found = np.flatnonzero(links.absent > ABSENT)
+    order = found[np.argsort(-links.absent[found], kind="stable")]
+    return tuple((footage.shots[a].name, footage.shots[b].name) for a, b in links.pair[order])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ def solve(footage: Footage, config: PoseConfig, progress: child.Progress | None 
         raise CaptureError("Finding poses needs the package pycolmap, which is not installed: pip install pycolmap")
     root = footage.root.resolve()
     folder = root / "colmap"
+    if config.rig not in ("", "folders"):
+        # The engine runs in another folder.
+        config = replace(config, rig=str(Path(config.rig).expanduser().resolve()))
     job, log = folder / "job.json", folder / "log.txt"
     # The engine reads the footage from its file.
     replace(footage, root=root).save()

@@ -136,10 +136,13 @@ def _ladder(found: Search, work: Work, chosen: pairs.Pairs) -> Iterator[tuple[st
     if config.mapper == "auto" and not swapped and _reachable(work, found.left):
         yield f"{second.capitalize()} mapping", partial(_map, job, work, second)
     small = job.count <= SMALL_SET or len(found.left) > LEFT_OVER * job.count
-    if small and job.footage.kind != "panoramas":
+    if small and not job.config.rig:
         rich = database_for(job, "rich", config.richer())
         yield "Richer features", partial(_map_richly, job, rich, chosen)
         yield from _retries(found, rich, chosen)
+        if config.mapper == "auto" and _reachable(rich, found.left):
+            # Where no single pair is strong enough to begin with, all of them together may be.
+            yield "Global mapping of richer features", partial(_map, job, rich, "global")
 
 
 def _retries(found: Search, work: Work, chosen: pairs.Pairs) -> Iterator[tuple[str, Callable[[], Candidate | None]]]:
@@ -279,6 +282,7 @@ def task_for(job: Job, work: Work) -> mapping.Task:
         fixed=frozenset(fixed),
         stated=stated_cameras(job, work),
         progress=lambda done: job.progress("mapping", min(done, job.count), job.count),
+        fixed_rigs=work.fixed_rigs,
     )
 
 

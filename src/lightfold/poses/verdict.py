@@ -21,6 +21,8 @@ The rules:
               what follows in time is what it seems to be
             - pictures that stand close and look the same way, as the model has it, and share no match, in more than
               half of such cases (SILENT_BAD): two places that look alike were taken for one
+            - pictures that stand side by side and match, but whose surroundings differ (`absence`), in more than a
+              fifth of such pairs (LOOKALIKE_BAD): what they have in common is a copy
             - a lens that cannot be: it folds over inside the picture, or its focal length is beyond FOCAL_RANGE
             - the points are seen under a median angle of less than 1 degree (ANGLE_BAD): the camera turned on the spot,
               and depths are a guess
@@ -28,7 +30,8 @@ The rules:
     usable  worth training, with less than was hoped for, or with a doubt
             - fewer than 9 in 10 pictures have a pose (REGISTERED_GOOD)
             - a seam that hangs on few matches (SEAM_MATCHES) or is contradicted (SEAM_DOUBTFUL), single pictures in the
-              wrong place (bad when they are a fifth), silent pairs above SILENT_DOUBTFUL
+              wrong place (bad when they are a fifth), silent pairs above SILENT_DOUBTFUL, lookalikes above
+              LOOKALIKE_DOUBTFUL
             - less than two agreeing pairs per picture (WITNESSES): a chain, in which no pair checks another
             - reprojection error above 0.15 % of the longer side (ERROR_DOUBTFUL), a focal length more than 15 % off the
               header's (FOCAL_DOUBTFUL), an axis more than a tenth off the middle, a median angle below 3 degrees
@@ -54,6 +57,7 @@ from .evidence import Evidence
 SEAM_BROKEN, SEAM_DOUBTFUL = 0.5, 0.7
 SEAM_MATCHES = 60
 SILENT_BAD, SILENT_DOUBTFUL = 0.5, 0.25
+LOOKALIKE_BAD, LOOKALIKE_DOUBTFUL = 0.2, 0.05
 REGISTERED_BAD, REGISTERED_GOOD = 0.5, 0.9
 WITNESSES = 2.0
 ERROR_DOUBTFUL = 0.0015
@@ -184,6 +188,7 @@ class Quality:
     groups:    names in every model, the chosen one first.
     agreement: share of pairs that agree, of the `pairs` with enough matches to say. silent: share of pairs that should
                match and do not, NaN when there are too few to say.
+    lookalikes: pairs that match side by side though their surroundings differ, of the `beside` that could be asked.
     seams:     all that were asked, the worst first. mean_error, median_error: pixels. angle: median, degrees.
     """
 
@@ -200,6 +205,8 @@ class Quality:
     agreement: float
     pairs: int
     silent: float
+    lookalikes: tuple[tuple[str, str], ...]
+    beside: int
     mean_error: float
     median_error: float
     track_length: float
@@ -268,6 +275,8 @@ def facts(quality: Quality) -> list[tuple[str, str]]:
         )
     if math.isfinite(quality.silent):
         lines.append(("near, no match", f"{_percent(quality.silent)} of the pairs that stand side by side"))
+    if quality.beside:
+        lines.append(("lookalikes", f"{len(quality.lookalikes)} of {quality.beside} pairs that stand side by side"))
     lines += [
         ("reprojection", f"{quality.mean_error:.2f} px mean, {quality.median_error:.2f} px median"),
         ("points", f"{len(quality.evidence.points):,}, each seen in {quality.track_length:.1f} pictures"),
@@ -345,7 +354,7 @@ def _about_registration(quality: Quality) -> list[Finding]:
             )
         )
     elif len(known) < total:
-        lost = [printable(picture.name) for picture in quality.pictures if picture.name not in known]
+        lost = [f"{printable(p.name)} ({p.missing})" for p in quality.pictures if p.name not in known]
         found.append(
             Finding(
                 "note",
@@ -436,6 +445,18 @@ def _about_truth(quality: Quality) -> list[Finding]:
                 f"Two places that look alike were probably taken for one: {_percent(quality.silent)} of the pairs that "
                 "stand side by side in the model share no matches.",
                 "Add pictures that show what is different between the places that look alike.",
+            )
+        )
+    strange = len(quality.lookalikes) / max(quality.beside, 1)
+    if strange > LOOKALIKE_DOUBTFUL:
+        first, second = (printable(name) for name in quality.lookalikes[0])
+        found.append(
+            Finding(
+                "bad" if strange > LOOKALIKE_BAD else "doubt",
+                f"Two places that look alike were taken for one: {len(quality.lookalikes)} of {quality.beside} pairs "
+                f"that stand side by side match, but around what matches each shows what the other lacks, {first} and "
+                f"{second} above all.",
+                "Find the poses of each place by itself, or add pictures on the way from one to the other.",
             )
         )
     # Broken seams have been named; these only hang on little.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +12,13 @@ import torch
 
 from ..capture import Capture, Points
 from ..errors import CaptureError
+from ..files import whole_file
+from ..footage.panorama import LAYOUTS, training_crops
 from ..footage.shots import Footage
 from ..formats import colmap, transforms
+from .child import Progress
+from .config import PoseConfig
+from .job import fingerprint, stamp
 from .solve import Solution
 
 RELIABLE_ERROR = 2.0
@@ -39,6 +47,47 @@ def write_capture(footage: Footage, solution: Solution) -> Path:
     path = footage.root / "transforms.json"
     transforms.write(replace(capture, points=None if points is None else reliable(points)), path)
     return path
+
+
+def write_crops(footage: Footage, solution: Solution, config: PoseConfig, progress: Progress | None = None) -> Path:
+    """Write the capture to train on where `config.panoramas` asks for crops: ROOT/crops-8/transforms.json, with the
+    perspective pictures and masks that it names. Returns the file; cuts nothing that is there already.
+
+    The crops of one panorama share its place, so a crop to train on would give away a crop that is held out. Therefore
+    the split is made here, between panoramas: every eighth is held out, as it would be of the panoramas themselves.
+
+    Raises CaptureError when the folder is not this program's, or no panorama can be cut.
+    """
+    out = footage.root / config.panoramas
+    layout = LAYOUTS[config.panoramas.removeprefix("crops-")]
+    mark, path = out / "crops.json", out / "transforms.json"
+    pictures = [(stamp(footage.image(shot)), stamp(footage.mask(shot))) for shot in footage.shots]
+    inputs = fingerprint(
+        layout.fov, layout.directions, config.crop_side, pictures, stamp(solution.model / "images.bin")
+    )
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads(mark.read_text(encoding="utf-8")).get("made_from") == inputs and path.is_file():
+            return path
+    if out.exists() and any(out.iterdir()) and not mark.is_file():
+        raise CaptureError(f"{out} holds files that were not put there by this program; move or delete it.")
+    out.mkdir(parents=True, exist_ok=True)
+    _mark(mark, "unfinished")
+    for folder in ("images", "masks"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    whole = read_model(footage, solution)
+    frames = tuple(
+        replace(frame, split="test" if number % 8 == 0 else "train") for number, frame in enumerate(whole.frames)
+    )
+    points = None if whole.points is None else reliable(whole.points)
+    cut = training_crops(replace(whole, frames=frames, points=points), out, layout, config.crop_side, progress)
+    transforms.write(cut, path)
+    _mark(mark, inputs)
+    return path
+
+
+def _mark(path: Path, made_from: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"made_from": made_from}), encoding="utf-8")
 
 
 def reliable(points: Points) -> Points:
