@@ -436,11 +436,11 @@ def test_run_finds_poses_where_there_are_none_and_trains_on_what_it_made(
     monkeypatch.setattr(run_verb, "find_poses", find_poses)
     monkeypatch.chdir(tmp_path)
     arguments = parse_run([str(capture / "images"), "--poses.max-side", "500", "--bad-poses"])
-    assert run_verb.posed(arguments) == capture
+    assert run_verb.posed(arguments, capture / "images") == capture
     assert asked["out"] == Path("captures/ring") and asked["accept_bad"] is True
     assert asked["poses"].max_side == 500  # type: ignore[attr-defined]
     asked.clear()
-    assert run_verb.posed(parse_run([str(capture)])) == capture and not asked
+    assert not run_verb.lacks_poses(capture, "auto") and not asked
 
 
 def test_a_name_for_folders(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import pictures
+from . import exr, pictures
 from .cameras import Camera
 from .errors import RunError
 from .spherical_video import Tags, write_tags
@@ -88,11 +88,12 @@ def render_path(
     tags = viewing.tags(frames[0]) if separate or len(outputs) == 1 else None
     writers = [VideoWriter(target, fps, crf, tags) for target in targets]
     notes: list[str] = []
+    background = None if background is None else method.info.coded(background)
     try:
         for done, camera in enumerate(frames, start=1):
             seen = eyes(method, camera, viewing, background)
             shown = [
-                viewing.packed([shown_output(image, eye, name, limits, notes) for image, eye in seen])
+                viewing.packed([shown_output(_shown(method, image), eye, name, limits, notes) for image, eye in seen])
                 for name in outputs
             ]
             for writer, picture in zip(writers, shown if separate else [np.hstack(shown)], strict=True):
@@ -121,12 +122,15 @@ def render_stills(
     depth_unit: float = 0.001,
     suffix: str = ".png",
     viewing: Viewing = MONO,
+    hdr: bool = False,
 ) -> Rendering:
     """Render every camera into pictures folder/NAME_rgb.png, NAME_depth.png, ...; sizes may differ.
 
     names: one per camera (folders in them become underscores), or None for 0000, 0001, ...
     depth_as: "colour" (one scale for all), "png16" (uint16 in steps of `depth_unit` capture units, 0 empty, at most
     65535 steps) or "npy" (float32 in capture units). Depth is the distance along the ray, not z.
+    hdr: colours as linear light in NAME_rgb.exr, half precision, sRGB primaries, in the units of the pictures that were
+    trained on (1 is white where those were sRGB); needs the library OpenEXR.
     """
     folder = Path(folder)
     frames = list_cameras(cameras)
@@ -143,6 +147,7 @@ def render_stills(
     files: list[Path] = []
     notes: list[str] = []
     saturated = 0
+    background = None if background is None else method.info.coded(background)
     for done, (camera, stem) in enumerate(zip(frames, stems, strict=True), start=1):
         seen = eyes(method, camera, viewing, background)
         for name in outputs:
@@ -152,9 +157,12 @@ def render_stills(
                 depths = [torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene for image, _ in seen]
                 depth = torch.from_numpy(viewing.packed([depth.numpy() for depth in depths]))
                 saturated += pictures.save_depth(files[-1], depth, depth_unit)
+            elif name == "rgb" and hdr:
+                files.append(folder / f"{stem}_rgb.exr")
+                exr.write_rgb(files[-1], viewing.packed([method.info.light(image.rgb).numpy() for image, _ in seen]))
             else:
                 files.append(folder / f"{stem}_{name}{suffix}")
-                shown = [shown_output(image, eye, name, limits, notes) for image, eye in seen]
+                shown = [shown_output(_shown(method, image), eye, name, limits, notes) for image, eye in seen]
                 pictures.save_picture(files[-1], viewing.packed(shown))
         if progress is not None:
             progress(done, len(frames))
@@ -162,6 +170,11 @@ def render_stills(
         most = f"{65535 * depth_unit:g} capture units"
         notes.append(f"{saturated} depth pixels lie beyond {most}, the most that a 16-bit file holds.")
     return Rendering(tuple(files), len(frames), tuple(notes))
+
+
+def _shown(method: Method, image: Image) -> Image:
+    """The picture with its colours as sRGB."""
+    return image if method.info.hdr_exposure is None else replace(image, rgb=method.info.shown(image.rgb))
 
 
 # --- what a picture shows -------------------------------------------------------------------------------------------

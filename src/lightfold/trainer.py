@@ -45,6 +45,12 @@ SUMMED = ("rays", "samples", "kept", "mse")
 """Statistics of a step that are added up, or of no interest by themselves; others are gauges, logged as they stand."""
 
 
+class Told(Protocol):
+    """Called with the share of the budget that is spent, with 1, and with a line of numbers, instead of showing it."""
+
+    def __call__(self, done: float, total: float, text: str = "") -> None: ...
+
+
 class Onlooker(Protocol):
     """Somebody who watches a training, such as the viewer. Its time does not count, and it changes nothing."""
 
@@ -63,13 +69,14 @@ def train(
     scene: Scene,
     method: Method,
     config: TrainConfig,
-    progress: bool = True,
+    progress: bool | Told = True,
     onlooker: Onlooker | None = None,
 ) -> None:
     """Train `method` on `scene` to the end of the budget, continuing from the run's newest checkpoint if it has one.
 
-    Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. Ctrl-C ends the step, saves, and
-    is raised again. Raises RunError when the loss stays not finite.
+    Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. progress: whether to show how
+    far it is, or whom to tell. Ctrl-C ends the step, saves, and is raised again. Raises RunError when the loss stays
+    not finite.
     """
     optim = Adam(method.groups())
     budget = Budget(config, method.config.steps)
@@ -127,7 +134,8 @@ def show(onlooker: Onlooker, step: int, fraction: float, memory: Memory, ctrl_c:
 
 
 class CtrlC:
-    """Holds Ctrl-C back until the step is whole, so that what is saved is a state the training has really been in.
+    """Holds Ctrl-C, SIGTERM and SIGHUP back until the step is whole, so that what is saved is a state that the training
+    has really been in.
 
     A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
     """
@@ -136,7 +144,7 @@ class CtrlC:
         self.torn = False
         """Whether a step was cut off in the middle, so that its state is none to save."""
         self._asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def obey(self) -> None:
         """Raise KeyboardInterrupt if it was asked for."""
@@ -151,12 +159,14 @@ class CtrlC:
 
     def __enter__(self) -> CtrlC:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+            heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *heeded)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
 
 class Budget:
@@ -289,9 +299,11 @@ class Log:
         method: Method,
         config: TrainConfig,
         budget: Budget,
-        progress: bool,
+        progress: bool | Told,
         onlooker: Onlooker | None,
     ) -> None:
+        self.told = progress if callable(progress) else None
+        progress = progress is True
         self.run, self.scene, self.method, self.budget, self.onlooker = run, scene, method, budget, onlooker
         self.eval_every = config.eval_every
         views = scene.info.test or scene.info.train
@@ -371,6 +383,8 @@ class Log:
         )
         fraction = self.budget.fraction(step)
         self.bar.update(self.task, completed=fraction, text=text)
+        if self.told is not None:
+            self.told(fraction, 1.0, text)
         if self.plain:
             left = self.budget.elapsed() * (1 - fraction) / max(fraction, 1e-6)
             sys.stderr.write(f"{text}  {fraction:4.0%}, {left:.0f} s left\n")
@@ -393,13 +407,13 @@ class Log:
 
     def score(self) -> float:
         """Mean PSNR over a few held-out views, at the training resolution, rounded to 8 bits as in evaluation."""
-        total = 0.0
-        background = background_colour(self.scene.info, None)
+        total, info = 0.0, self.scene.info
+        background = background_colour(info, None)
         for index in self.views:
             view = self.scene.view(index)
             image = self.method.render(view.camera, background)
-            truth = composited(view.rgb, view.alpha, background)
-            total += float(psnr((image.rgb * 255).round() / 255, truth, view.mask))
+            truth = info.shown(composited(view.rgb, view.alpha, background))
+            total += float(psnr(pictures.quantised(info.shown(image.rgb)), truth, view.mask))
         return total / len(self.views)
 
     def preview(self) -> None:
@@ -408,7 +422,7 @@ class Log:
         shrink = min(1.0, 480 / max(camera.width, camera.height))
         small = camera.resized(max(1, round(camera.width * shrink)), max(1, round(camera.height * shrink)))
         image = self.method.render(small, background_colour(self.scene.info, None))
-        pictures.save_picture(self.run.path / "preview.jpg", image.rgb)
+        pictures.save_picture(self.run.path / "preview.jpg", self.scene.info.shown(image.rgb))
 
     def close(self, step: int) -> None:
         """The last row, and the terminal as it was, however the training ended."""

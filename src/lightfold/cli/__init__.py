@@ -11,10 +11,13 @@ import difflib
 import errno
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +34,9 @@ VERBS = {
     "view": "look at a run, or at a capture's cameras, in a browser: fly, compare, make paths and videos, export",
     "render": "render a video or stills from a run: orbit, spiral, a flight, held-out views, a camera-path file",
     "export": "take a mesh, points, cameras or a volume out of a run",
+    "convert": "write a capture in another format, with its pictures, masks and depths",
     "info": "say what a capture, a run or a checkpoint is, and whether it is healthy",
+    "download": "get a public data set: resumable, checked, its licence shown first; without a name, list them",
     "bench": "compare methods on captures: each trained for the same time, scored on held-out views, in one table",
     "doctor": "say what is installed, which kernels run here, and what is slow and why",
 }
@@ -55,12 +60,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     handler = console.show_warnings()
     try:
-        return _run(words[0], words[1:])
+        with _heeding_termination():
+            return _run(words[0], words[1:])
     finally:
         logger = logging.getLogger("lightfold")
         for attached in [handler, *(h for h in logger.handlers if isinstance(h, logging.FileHandler))]:
             logger.removeHandler(attached)
             attached.close()
+
+
+@contextmanager
+def _heeding_termination() -> Iterator[None]:
+    """Being asked to end (SIGTERM, or the terminal closing) is Ctrl-C: what is finished is kept, half files vanish."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What `nohup` has set to be ignored stays ignored.
+    heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def overview() -> str:
@@ -71,7 +94,7 @@ def overview() -> str:
         "",
         "usage: lightfold VERB ...",
         "",
-        *(f"  {verb:<8}{what}" for verb, what in VERBS.items()),
+        *(f"  {verb:<10}{what}" for verb, what in VERBS.items()),
         "",
         "Start with:         lightfold run FOOTAGE",
         "A verb's options:   lightfold VERB --help",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,20 +10,21 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..errors import CaptureError, ConfigError
 from ..footage import gathered
-from ..footage.gather import gather, videos_in
+from ..footage.gather import gather, is_video, videos_in
 from ..footage.photos import PhotosConfig, find_photos
 from ..footage.shots import load_footage
 from ..footage.video import VideoConfig
 from ..formats import VIDEO_SUFFIXES, open_capture
 from ..machine import usable_cores
-from ..poses.child import Progress
 from ..poses.config import PoseConfig
 from ..poses.page import write_quality
 from ..poses.quality import assess, rows
 from ..poses.solve import solve
-from ..poses.write import write_capture
+from ..poses.write import write_capture, write_crops
 from . import console
 from .arguments import parse
+from .claim import claimed
+from .journey import PHOTOS, POSES, VIDEO, Journey, Stage, shown
 from .steps import Stopped, capture_name
 
 DESCRIPTION = """Find the camera poses of photos, a video or panoramas, and say how good they are.
@@ -58,7 +57,8 @@ def main(words: list[str]) -> None:
     source = Path(arguments.footage).expanduser()
     out = arguments.out or capture_folder(source)
     try:
-        find_poses(source, out, arguments.poses, arguments.photos, arguments.video)
+        with claimed(out), shown(Journey([*footage_stages(source), *POSES])):
+            find_poses(source, out, arguments.poses, arguments.photos, arguments.video)
     except KeyboardInterrupt as stop:
         raise Stopped(f"Stopped. Continue with:  lightfold poses {source} --out {out}") from stop
 
@@ -94,6 +94,13 @@ def capture_folder(source: Path) -> Path:
     return folder
 
 
+def footage_stages(source: Path) -> tuple[Stage, ...]:
+    """How footage is gathered: none of it where that was done before."""
+    if (source / "footage.json").is_file():
+        return ()
+    return VIDEO if source.exists() and is_video(source) else PHOTOS
+
+
 def find_poses(
     source: Path, out: Path, config: PoseConfig, photos: PhotosConfig, video: VideoConfig, accept_bad: bool = False
 ) -> Path:
@@ -102,20 +109,22 @@ def find_poses(
     Raises CaptureError when there are no poses, and, unless `accept_bad`, when there are none to be trained on.
     """
     config = replace(config, threads=config.threads or usable_cores())
-    with shown_progress() as progress:
+    with console.one_after_another() as progress:
         if (source / "footage.json").is_file() and source.resolve() == out.resolve():
             footage = load_footage(source)
         else:
             footage = gather(source, out, photos, video, progress)
         solution = solve(footage, config, progress)
         written = write_capture(footage, solution)
+        if footage.kind == "panoramas" and config.panoramas != "whole":
+            written = write_crops(footage, solution, config, progress)
     quality = assess(footage, solution)
     report = write_quality(quality, footage.root)
-    shown = [*rows(quality), ("capture", str(written.parent)), ("report", str(report))]
+    found = [*rows(quality), ("capture", str(written.parent)), ("report", str(report))]
     bad = quality.verdict == "bad"
     if not bad:
-        shown.append(("train", f"lightfold run {written.parent}"))
-    console.table(shown, title=f"{capture_name(source)}: {len(footage.shots)} pictures")
+        found.append(("train", f"lightfold run {written.parent}"))
+    console.table(found, title=f"{capture_name(source)}: {len(footage.shots)} pictures")
     for note in (*footage.notes, *solution.notes):
         console.remark(note)
     if bad and not accept_bad:
@@ -124,18 +133,3 @@ def find_poses(
             f"all the same: lightfold train ngp {written.parent}"
         )
     return written.parent
-
-
-@contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """One bar after the other, for each stage that is reported."""
-    with ExitStack() as stack:
-        shown: list[tuple[str, console.Report]] = []
-
-        def report(stage: str, done: int, total: int) -> None:
-            if not shown or shown[0][0] != stage:
-                stack.close()
-                shown[:] = [(stage, stack.enter_context(console.progress(stage)))]
-            shown[0][1](done, total)
-
-        yield report

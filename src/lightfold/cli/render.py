@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,6 +47,8 @@ class RenderArguments:
     """What to show, side by side in a video."""
     stills: bool = False
     """Pictures instead of a video. The paths held-out and train always give pictures."""
+    hdr: bool = False
+    """Write the colours of stills as linear light: OpenEXR in half precision, 1 is the white of a photograph."""
     depth_as: Literal["colour", "png16", "npy"] = "colour"
     """How stills show depth: colours, 16-bit PNG (thousandths of a capture unit) or float arrays (capture units)."""
     frames: int = 120
@@ -104,6 +107,10 @@ def _check(arguments: RenderArguments) -> None:
     if arguments.lens == "vr180" and (arguments.path in VIEWS or arguments.path.endswith(".json")):
         raise ConfigError("--lens vr180 needs a path that is made here: auto, orbit, spiral or interpolate.")
     as_video = not arguments.stills and arguments.path not in VIEWS
+    if arguments.hdr and as_video:
+        raise ConfigError("--hdr writes pictures, and a video cannot hold them; add --stills.")
+    if arguments.hdr and find_spec("OpenEXR") is None:
+        raise ConfigError("--hdr needs the OpenEXR library: pip install 'lightfold[exr]'.")
     if as_video and arguments.out is not None and arguments.out.suffix.lower() != ".mp4":
         raise ConfigError(f"--out must end in .mp4 for a video, and it is {arguments.out}; or ask for --stills.")
 
@@ -138,6 +145,7 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
                 background=background,
                 depth_as=arguments.depth_as,
                 viewing=viewing,
+                hdr=arguments.hdr,
             )
         kind = ["vr180"] if viewing.half else [viewing.layout] if viewing.layout != "mono" else []
         out = arguments.out or run.path / "renders" / f"{'_'.join([name, *kind, *arguments.outputs])}.mp4"

@@ -46,11 +46,7 @@ def posed_capture(path: str | Path, format: str = "auto") -> Capture:
 
 def make_scene(capture: Capture, config: SceneConfig) -> Scene:
     """The scene of a capture, with a progress bar while its pictures are decoded."""
-    with console.progress("reading pictures") as report:
-
-        def progress(what: str, done: int, total: int) -> None:
-            report(done, total)
-
+    with console.one_after_another() as progress:
         scene = load_scene(capture, config, machine.cache_folder(), progress)
     for note in scene.info.notes:
         console.remark(note)
@@ -119,8 +115,9 @@ def train(run: Run, scene: Scene, watch: Callable[[Method], trainer.Onlooker] | 
     the method."""
     torch.manual_seed(run.config.train.seed)
     method = method_class(run.config.method.partition(":")[0])(run.config.model, run.info)
+    onlooker = None if watch is None else watch(method)
     try:
-        trainer.train(run, scene, method, run.config.train, onlooker=None if watch is None else watch(method))
+        trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}") from None
     finally:

@@ -30,10 +30,14 @@ def gather(
         raise CaptureError(f"There is nothing at {path}.")
     if path.is_file():
         return gather_videos([path], out, video, progress)
-    videos = videos_in(path)
-    if not videos or find_photos(path, [], besides=out):
-        return gather_photos(path, out, photos, progress)
-    return gather_videos(videos, out, video, progress)
+    if is_video(path, out):
+        return gather_videos(videos_in(path), out, video, progress)
+    return gather_photos(path, out, photos, progress)
+
+
+def is_video(path: Path, besides: Path | None = None) -> bool:
+    """Whether footage is a video or a folder of nothing but videos. besides: a folder inside, not to be looked into."""
+    return path.is_file() or bool(videos_in(path) and not find_photos(path, [], besides=besides))
 
 
 def videos_in(folder: Path) -> list[Path]:

@@ -1,22 +1,33 @@
-"""Whose a gathered folder is, and of what it was made: gather.json, beside footage.json.
+"""Whose a gathered folder is, of what it was made, and what was made so far.
 
-    {"source": "/home/me/walk", "fingerprint": "photos 1f0c..."}     the fingerprint is "unfinished" while at work
+gather.json, beside footage.json, says whose it is; its fingerprint is "unfinished" while at work:
 
-Work that is finished is found again by the fingerprint; a folder that holds anything else is never written over.
+    {"source": "/home/me/walk", "fingerprint": "photos 1f0c..."}
+
+gathered.jsonl has a line for each picture, written when the picture is:
+
+    {"key": "9b1d...", "image": [size, time], "mask": null, "remarks": [], "shot": {...}}
+
+The key is a digest of all that decides what the picture becomes. Whoever gathers again, after an interruption or with
+some other photos or options, takes what is there by its key and makes only the rest. A folder that holds anything else
+is never written over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ..errors import CaptureError
+from ..errors import CaptureError, RunError
 from ..files import whole_file
-from .shots import Footage, load_footage
+from .shots import Footage, Shot, load_footage, shot_from, without_nan
 
 UNFINISHED = "unfinished"
+JOURNAL = "gathered.jsonl"
 
 
 def finished(out: Path, fingerprint: str) -> Footage | None:
@@ -55,13 +66,76 @@ def refuse_foreign(out: Path, source: Sequence[Path]) -> None:
                 )
 
 
-def make_room(out: Path, source: Sequence[Path]) -> None:
-    """Remove the pictures of an earlier gathering, and say whose folder this is before the first new one comes."""
-    mark(out, source, UNFINISHED)
-    with suppress(CaptureError, OSError):
-        for path in _files(load_footage(out)):
-            path.unlink(missing_ok=True)
-        (out / "footage.json").unlink()
+def digest(*parts: Any) -> str:
+    """A key of anything whose `repr` says all of it; the path of a file counts with its size and time."""
+    made = hashlib.sha256()
+    for part in parts:
+        said = (str(part), stamp(part)) if isinstance(part, Path) else part
+        made.update(repr(said).encode("utf-8", "surrogateescape"))
+    return made.hexdigest()
+
+
+def stamp(path: Path) -> list[int] | None:
+    """Size and time of a file, which change when it does; None for none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Journal:
+    """What was made in a folder, by key. Pictures that are gone, or another than was written, do not count."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._lines: dict[str, dict[str, Any]] = {}
+        self._there: list[Path] = []
+        for line in _read(out / JOURNAL):
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                entry = json.loads(line)
+                shot = shot_from(entry["shot"])
+                self._there += [path for path in self._paths(shot) if path is not None]
+                if self._stamps(shot) == (entry["image"], entry["mask"]):
+                    self._lines[str(entry["key"])] = entry
+
+    def shot(self, key: str) -> tuple[Shot, list[str]] | None:
+        """What was made under a key, and the remarks that were made with it."""
+        entry = self._lines.get(key)
+        return None if entry is None else (shot_from(entry["shot"]), [str(remark) for remark in entry["remarks"]])
+
+    def begin(self, source: Sequence[Path], keys: Iterable[str]) -> None:
+        """Say whose folder this is, and remove all pictures of earlier gatherings but those under these keys."""
+        mark(self.out, source, UNFINISHED)
+        self._lines = {key: self._lines[key] for key in keys if key in self._lines}
+        with suppress(CaptureError):
+            self._there += _files(load_footage(self.out))
+        kept = {path for entry in self._lines.values() for path in self._paths(shot_from(entry["shot"]))}
+        with suppress(OSError):
+            for path in set(self._there) - kept:
+                path.unlink(missing_ok=True)
+            (self.out / "footage.json").unlink(missing_ok=True)
+        with whole_file(self.out / JOURNAL) as partial:
+            partial.write_text("".join(f"{json.dumps(entry)}\n" for entry in self._lines.values()), encoding="utf-8")
+
+    def add(self, key: str, shot: Shot, remarks: Sequence[str] = ()) -> None:
+        """A picture, and its mask, have been written. Raises RunError."""
+        image, mask = self._stamps(shot)
+        entry = {"key": key, "image": image, "mask": mask, "remarks": list(remarks), "shot": without_nan(vars(shot))}
+        path = self.out / JOURNAL
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(entry)}\n")
+        except OSError as error:
+            raise RunError(f"{path} could not be written: {error.strerror or error}.") from error
+
+    def _paths(self, shot: Shot) -> tuple[Path, Path | None]:
+        place = Footage(self.out, "photos", False, ())
+        return place.image(shot), place.mask(shot)
+
+    def _stamps(self, shot: Shot) -> tuple[list[int] | None, list[int] | None]:
+        image, mask = self._paths(shot)
+        return stamp(image), None if mask is None else stamp(mask)
 
 
 def mark(out: Path, source: Sequence[Path], fingerprint: str) -> None:
@@ -76,6 +150,14 @@ def _marker(out: Path) -> dict[str, object]:
     except (OSError, ValueError, RecursionError):
         return {}
     return marker if isinstance(marker, dict) else {}
+
+
+def _read(path: Path) -> list[str]:
+    """Lines of a file; none where there is none, or one that is no text. The last may have been cut off."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
 
 
 def _files(footage: Footage) -> list[Path]:

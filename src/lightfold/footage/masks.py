@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..errors import CaptureError
 from ..files import whole_file
-from ..formats.frames import Header, Tally, find_companion, natural_key
+from ..formats.frames import Header, Tally, find_companion, natural_key, printable
 
 Mask = NDArray[np.bool_]
 """[h, w], True where pixels count."""
@@ -150,7 +150,7 @@ class Masks:
             if self.shared is not None:
                 counts.append(self._fit(self.shared, name, header, size))
         except Unusable as reason:
-            self._remark(f"have a mask that is not used, because {reason}", name)
+            self.remark(name, [f"have a mask that is not used, because {reason}"])
         if not counts:
             return None
         both = all_of(counts)
@@ -162,6 +162,17 @@ class Masks:
         """Sentences on what was refused or scaled in masks of `total` photos."""
         in_order = {remark: sorted(names, key=natural_key) for remark, names in sorted(self._remarks.names.items())}
         return Tally(in_order).notes(total, "photos")
+
+    def remark(self, name: str, remarks: Sequence[str]) -> None:
+        """Note that such photos as this one `remarks`, for `notes`."""
+        with self._lock:
+            for remark in remarks:
+                self._remarks.add(remark, name)
+
+    def remarks(self, name: str) -> list[str]:
+        """What was remarked on a photo."""
+        with self._lock:
+            return [remark for remark, names in self._remarks.names.items() if printable(name) in names]
 
     def _fit(self, counts: Mask, name: str, header: Header, size: tuple[int, int]) -> Mask:
         """A mask as the upright picture needs it. Raises Unusable when it has another shape.
@@ -175,13 +186,9 @@ class Masks:
             raise Unusable("it has another shape than its picture")
         if counts.shape == (size[1], size[0]):
             return counts
-        self._remark("have a mask of another size, which was scaled", name)
+        self.remark(name, ["have a mask of another size, which was scaled"])
         scaled = Image.fromarray(counts.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         return np.asarray(scaled).astype(bool)
-
-    def _remark(self, remark: str, name: str) -> None:
-        with self._lock:
-            self._remarks.add(remark, name)
 
 
 def turned(counts: Mask, how: Image.Transpose | None) -> Mask:

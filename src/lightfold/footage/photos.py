@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from ..cameras import Lens
+from ..cameras import Camera, Lens
 from ..errors import CaptureError, ConfigError, RunError
 from ..files import whole_file
 from ..formats.frames import (
@@ -42,9 +42,11 @@ from ..formats.frames import (
     Header,
     Names,
     Tally,
+    fit_camera,
     natural_key,
     read_header,
 )
+from ..formats.lens_file import read_lens_file
 from ..formats.photos import NOT_PHOTOS, guess_lens
 from . import gathered
 from .masks import LARGEST_PIXELS, UNREADABLE, Mask, Masks, Unusable, patient_pillow, save_mask, upright
@@ -82,6 +84,9 @@ class PhotosConfig:
     mask: Path | None = None
     """One mask for all photos: pixels that are not black count. Masks of single photos are found by themselves: in a
     folder masks inside or beside that of the photos, as NAME.png or NAME.jpg.png."""
+    calibration: Path | None = None
+    """Calibration of the camera, known and kept unless --refine-known: COLMAP's cameras.txt, YAML of OpenCV, ROS or
+    Kalibr, or JSON with the camera's keys of transforms.json. For photos of its shape and another size it is scaled."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ def gather_photos(
 ) -> Footage:
     """Make `out` a `Footage` of the photos in a folder and in the folders inside it.
 
-    Finished work is found again: with the same files and the same configuration nothing is decoded. Links to folders
-    are not followed.
+    Finished work is found again: with the same files and the same configuration nothing is decoded, and after an
+    interruption, or with a few other files, only what is missing. Links to folders are not followed.
 
     Raises CaptureError when no two photos can be used or `out` holds pictures of someone else, ConfigError for an
     unknown lens, RunError when `out` cannot be written.
@@ -123,6 +128,13 @@ def gather_photos(
     path, out = Path(os.path.realpath(path.expanduser())), Path(os.path.realpath(out.expanduser()))
     if path == out or out in path.parents:
         raise CaptureError(f"{out} cannot become the capture, because the photos lie in it; choose another folder.")
+    known = None
+    if config.calibration is not None:
+        if config.lens != "auto":
+            raise ConfigError(
+                f"A calibration says which lens it is, and {config.lens} was named too; give one of the two."
+            )
+        known = read_lens_file(config.calibration)
     dropped: list[tuple[str, str]] = []
     path, names = inside_images(path, find_photos(path, dropped, besides=out))
     if not names:
@@ -134,21 +146,32 @@ def gather_photos(
         if finished is not None:
             return finished
         gathered.refuse_foreign(out, [path])
-        gathered.make_room(out, [path])
         notes: list[str] = []
         photos = list(_look_at_all(path, names, dropped, progress))
         photos, kind = _one_kind(photos, config, dropped, notes)
         if photos and not any(masks.suits(photo.header) for photo in photos):
             raise CaptureError(f"The mask {config.mask} has another shape than every photo in {path}.")
+        if known is not None:
+            notes += _calibration_notes(photos, known, config)
         given = Names()
         named = [(photo, given.new(_digestible(photo))) for photo in photos]
         shots: list[Shot] = []
         used: list[PhotoFile] = []
-        make = partial(_make, out=out, masks=masks, lens=config.lens)
-        for done, (photo, made) in enumerate(zip(photos, _parallel(make, named), strict=True)):
+        keys = [_key(photo, name, masks, config) for photo, name in named]
+        journal = gathered.Journal(out)
+        before = [journal.shot(key) for key in keys]
+        journal.begin([path], keys)
+        make = partial(_make, out=out, masks=masks, lens=config.lens, known=known)
+        rest = _parallel(make, [item for item, earlier in zip(named, before, strict=True) if earlier is None])
+        for done, (photo, key, earlier) in enumerate(zip(photos, keys, before, strict=True)):
+            made = next(rest) if earlier is None else earlier[0]
             if isinstance(made, Unusable):
                 dropped.append((photo.name, str(made)))
             else:
+                if earlier is None:
+                    journal.add(key, made, masks.remarks(photo.name))
+                else:
+                    masks.remark(photo.name, earlier[1])
                 shots.append(made)
                 used.append(photo)
             if progress is not None:
@@ -445,7 +468,7 @@ def _parallel(make: Callable[[Item], Result], items: Sequence[Item]) -> Iterator
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str) -> Shot:
+def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str, known: Camera | None) -> Shot:
     """Put one photo and its mask into `out`, by this name. Raises Unusable, and RunError when it cannot be written."""
     photo, name = item
     target = out / "images" / name
@@ -469,6 +492,11 @@ def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str) -> Sh
     lens = guess.lens.value if lens == "auto" else lens
     focal = None if lens == Lens.EQUIRECTANGULAR.value else guess.focal
     words = [photo.device, f"{size[0]}x{size[1]}", *([] if focal is None else [f"{focal:.0f}px"])]
+    parameters: list[float] = []
+    fitted = None if known is None else _fitted(known, size)
+    if fitted is not None:
+        lens, parameters = fitted.to_colmap()
+        focal, words = float(fitted.intrinsics[:2].mean()), ["calibrated", f"{size[0]}x{size[1]}"]
     return Shot(
         name=name,
         source=str(photo.path),
@@ -477,12 +505,40 @@ def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str) -> Sh
         camera=" ".join(words),
         lens=lens,
         focal=focal,
+        parameters=tuple(parameters),
         time=photo.time,
         gps=photo.gps,
         mask=counts is not None,
         sharpness=sharpness(grey),
         brightness=float(grey.mean()) / 255,
     )
+
+
+def _fitted(known: Camera, size: tuple[int, int]) -> Camera | None:
+    """A calibration for pictures of this size; None where they have another shape."""
+    try:
+        return fit_camera(known, Header(*size, orientation=1, has_alpha=False, exif={}, xmp=b""))[0]
+    except FrameError:
+        return None
+
+
+def _calibration_notes(photos: Sequence[PhotoFile], known: Camera, config: PhotosConfig) -> list[str]:
+    """What the user should know of a calibration and these photos. CaptureError when it fits none of them."""
+    fitted = [_fitted(known, photo.header.shown) for photo in photos]
+    of = f"{config.calibration} is for pictures of {known.width} x {known.height} pixels"
+    if photos and all(camera is None for camera in fitted):
+        width, height = photos[0].header.shown
+        raise CaptureError(
+            f"The calibration {of}, and no photo has their shape; {photos[0].name} has {width} x {height}. "
+            "Give the calibration of these photos, upright and uncropped."
+        )
+    tally = Tally()
+    for photo, camera in zip(photos, fitted, strict=True):
+        if camera is None:
+            tally.add("have another shape than the calibration and are solved without it", photo.name)
+        elif (camera.width, camera.height) != (known.width, known.height):
+            tally.add("have another size than the calibration, which was scaled", photo.name)
+    return list(tally.notes(len(photos), "photos"))
 
 
 _large_picture = threading.Lock()
@@ -602,11 +658,18 @@ def _too_few(path: Path, shots: list[Shot], found: int, dropped: list[tuple[str,
 # --- finding finished work ------------------------------------------------------------------------------------------
 
 
+def _key(photo: PhotoFile, name: str, masks: Masks, config: PhotosConfig) -> str:
+    """A digest of all that decides what one photo becomes."""
+    return gathered.digest(
+        VERSION, photo.path, name, masks.path(photo.name), config.mask, config.lens, config.calibration
+    )
+
+
 def _fingerprint(root: Path, names: Sequence[str], masks: Masks, config: PhotosConfig) -> str:
     """A digest of all that decides the outcome: files by path, size and time, the configuration, optional packages."""
     files = [root / name for name in names]
     files += [path for name in names if (path := masks.path(name)) is not None]
-    files += [config.mask] if config.mask is not None else []
+    files += [file for file in (config.mask, config.calibration) if file is not None]
     digest = hashlib.sha256()
     packages = [importlib.util.find_spec(module) is not None for module in ("pillow_heif", "rawpy")]
     digest.update(repr((VERSION, config.lens, packages)).encode())

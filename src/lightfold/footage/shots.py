@@ -89,7 +89,7 @@ class Footage:
         """Write footage.json."""
         content = asdict(self) | {"version": VERSION}
         del content["root"]
-        text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
         with whole_file(self.root / "footage.json") as partial:
             partial.write_text(text, encoding="utf-8")
 
@@ -105,7 +105,7 @@ def load_footage(root: Path) -> Footage:
             root=root,
             kind=str(content["kind"]),
             ordered=bool(content["ordered"]),
-            shots=tuple(_shot(entry) for entry in content["shots"]),
+            shots=tuple(shot_from(entry) for entry in content["shots"]),
             dropped=tuple((str(name), str(reason)) for name, reason in content["dropped"]),
             notes=tuple(str(note) for note in content["notes"]),
         )
@@ -116,8 +116,8 @@ def load_footage(root: Path) -> Footage:
         raise CaptureError(f"{path} cannot be used ({error}). Delete it, and the footage is gathered again.") from error
 
 
-def _shot(entry: dict[str, Any]) -> Shot:
-    """One entry, checked: numbers are numbers, and the name stays inside images/."""
+def shot_from(entry: dict[str, Any]) -> Shot:
+    """One entry, checked: numbers are numbers, and the name stays inside images/. ValueError and its like otherwise."""
     name = entry["name"]
     if not isinstance(name, str) or not name or name.startswith(("/", "\\")) or ".." in name.split("/") or ":" in name:
         raise ValueError(f"the name {name!r} leads out of the folder")
@@ -144,12 +144,12 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN: null instead."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

@@ -11,11 +11,14 @@ frames than places to fill, and the wait is shorter than the video.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
+import zipfile
+import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,10 +33,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..cameras import Lens
+from ..cameras import Camera, Lens
 from ..errors import CaptureError, ConfigError
 from ..files import whole_file
-from ..formats.frames import Names
+from ..formats.frames import FrameError, Header, Names, fit_camera
+from ..formats.lens_file import read_lens_file
 from . import choice, gathered, motion, tonemap
 from .choice import Choice
 from .clip import (
@@ -76,6 +80,11 @@ JPEG_QUALITY = 95
 THUMBNAIL = 240
 WRITERS = 2
 """Frames that are converted and compressed side by side; each holds several copies of its pixels."""
+SCANNED: dict[str, Any] = {
+    "stamps": np.int64, "time": np.float64, "number": np.int64, "sharpness": np.float64, "position": np.float64,
+    "keyframes": np.int64,
+}  # fmt: skip
+"""The arrays of a `_Scan`."""
 GAP = 0.25
 """View change between chosen neighbours above which they may share too little to be matched."""
 
@@ -92,7 +101,8 @@ class VideoConfig:
     """Lens to start from: auto, or SIMPLE_RADIAL, OPENCV_FISHEYE, EQUIRECTANGULAR and so on. auto is one radial
     coefficient, and EQUIRECTANGULAR for 360 video."""
     calibration: Path | None = None
-    """Hugin project (.pto) of a dual-fisheye camera: its frames are stitched to panoramas."""
+    """Hugin project (.pto) of a dual-fisheye camera: its frames are stitched to panoramas. Or the calibration of any
+    other camera, known and kept unless --refine-known: see --photos.calibration."""
 
 
 def gather_video(path: Path, out: Path, config: VideoConfig | None = None, progress: Progress | None = None) -> Footage:
@@ -107,7 +117,8 @@ def gather_videos(
 
     Frames become out/images/frame_000123.jpg, by their number in the video, in a folder for each video where there are
     several; out/frames.jpg shows the choice. Finished work is found again: with the same files and the same
-    configuration nothing is decoded. The videos are only read.
+    configuration nothing is decoded; after an interruption, or with another number of frames, the first pass is not
+    made again, nor a frame that was written. The videos are only read.
 
     Raises CaptureError when nothing can be used or `out` holds pictures of someone else, ConfigError for options that
     contradict each other, RunError when `out` cannot be written.
@@ -120,7 +131,7 @@ def gather_videos(
     if finished is not None:
         return finished
     gathered.refuse_foreign(out, paths)
-    scans, dropped = _scan_all(paths, config, progress)
+    scans, dropped = _scan_all(paths, out, config, progress)
     choices = [
         choice.choose(scan.time, scan.sharpness, scan.position, count)
         for scan, count in zip(scans, _counts(scans, config), strict=True)
@@ -128,15 +139,22 @@ def gather_videos(
     kept = sum(len(chosen.indices) for chosen in choices)
     if kept < 2:
         raise CaptureError(_too_few(scans[0]))
-    gathered.make_room(out, paths)
+    folders = _folders(scans)
+    journal = gathered.Journal(out)
+    wanted = [_keys(*of) for of in zip(scans, choices, folders, strict=True)]
+    known = {key: made[0] for keys in wanted for key in keys.values() if (made := journal.shot(key)) is not None}
+    journal.begin(paths, known)
+    for scan in scans:
+        scan.save(out)
     shots: list[Shot] = []
     thumbnails: list[tuple[Image.Image, float]] = []
     notes: list[str] = []
-    names = Names()
-    for scan, chosen in zip(scans, choices, strict=True):
-        folder = names.new(re.sub(r"[\s#:\\]", "_", scan.path.stem)[:60]) if len(scans) > 1 else ""
+    for scan, chosen, folder, keys in zip(scans, choices, folders, wanted, strict=True):
         before = len(shots)
-        for shot, thumbnail in _write(scan, chosen, out, folder):
+        there = {i: known[key] for i, key in keys.items() if key in known}
+        for i, shot, thumbnail in _write(scan, keys, there, out, folder):
+            if i not in there:
+                journal.add(keys[i], shot)
             shots.append(shot)
             thumbnails.append((thumbnail, shot.time or 0.0))
             if progress is not None:
@@ -154,6 +172,12 @@ def gather_videos(
     return footage
 
 
+def _folders(scans: Sequence[_Scan]) -> list[str]:
+    """A folder for the frames of each video; none for a single one."""
+    names = Names()
+    return [names.new(re.sub(r"[\s#:\\]", "_", scan.path.stem)[:60]) if len(scans) > 1 else "" for scan in scans]
+
+
 def _check(config: VideoConfig) -> None:
     if config.frames is not None and config.fps is not None:
         raise ConfigError("Give a number of frames or frames per second, not both.")
@@ -163,10 +187,22 @@ def _check(config: VideoConfig) -> None:
         raise ConfigError(f"Frames per second of video must be more than 0, and {config.fps} was given.")
     if config.lens != "auto" and config.lens not in Lens.__members__:
         raise ConfigError(f"There is no lens called '{config.lens}'. Known are auto, {', '.join(Lens.__members__)}.")
-    if config.calibration is not None:
-        if config.lens not in ("auto", Lens.EQUIRECTANGULAR.value):
-            raise ConfigError(f"A calibration makes panoramas, whose lens is not {config.lens}; give one of the two.")
+    if config.calibration is None:
+        return
+    if not _is_hugin(config.calibration):
+        if config.lens != "auto":
+            raise ConfigError(
+                f"A calibration says which lens it is, and {config.lens} was named too; give one of the two."
+            )
+        read_lens_file(config.calibration)
+    elif config.lens not in ("auto", Lens.EQUIRECTANGULAR.value):
+        raise ConfigError(f"A calibration makes panoramas, whose lens is not {config.lens}; give one of the two.")
+    else:
         read_hugin(config.calibration)
+
+
+def _is_hugin(calibration: Path) -> bool:
+    return calibration.suffix.lower() == ".pto"
 
 
 # --- the first pass -------------------------------------------------------------------------------------------------
@@ -183,6 +219,7 @@ class _Scan:
     keyframes: stamps from which decoding can start, sorted; empty where the file has no time stamps.
     total:     frames in the file.
     dropped:   (how many, why) of frames that were not measured.
+    key:       a digest of all that decides what the first pass finds.
     """
 
     path: Path
@@ -196,17 +233,52 @@ class _Scan:
     total: int
     dropped: list[tuple[int, str]]
     notes: list[str]
+    key: str
+
+    def save(self, out: Path) -> None:
+        """Keep what the first pass found, so that it need not be made again."""
+        arrays = {name: getattr(self, name) for name in SCANNED}
+        told = json.dumps([self.key, self.total, self.dropped, self.notes])
+        with whole_file(_scan_file(out, self.path)) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, told=np.array(told), **arrays)
+
+
+def _scan_file(out: Path, path: Path) -> Path:
+    return out / f"scan-{gathered.digest(str(path))[:12]}.npz"
+
+
+def _scan_key(path: Path, config: VideoConfig) -> str:
+    return gathered.digest(VERSION, path, SCAN_PIXELS, config.lens, config.calibration)
+
+
+def _kept(path: Path, out: Path, config: VideoConfig) -> _Scan | None:
+    """What an earlier first pass found, if it was of the same file and options."""
+    try:
+        with np.load(_scan_file(out, path), allow_pickle=False) as file:
+            key, total, dropped, notes = json.loads(str(file["told"]))
+            arrays: dict[str, Any] = {name: np.asarray(file[name], dtype=kind) for name, kind in SCANNED.items()}
+        count = len(arrays["stamps"])
+        whole = all(len(arrays[name]) == count for name in SCANNED if name != "keyframes")
+        if key != _scan_key(path, config) or count < 2 or not whole:
+            return None
+        left_out = [(int(number), str(why)) for number, why in dropped]
+        with opened(path) as (container, stream):
+            _, frame = next(decode(container, stream, Damage(), lambda packet: True))
+            look = _Look(path, container, stream, frame, config)
+        return _Scan(path, look, **arrays, total=int(total), dropped=left_out, notes=[str(n) for n in notes], key=key)
+    except (OSError, ValueError, TypeError, LookupError, EOFError, StopIteration, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _scan_all(
-    paths: Sequence[Path], config: VideoConfig, progress: Progress | None
+    paths: Sequence[Path], out: Path, config: VideoConfig, progress: Progress | None
 ) -> tuple[list[_Scan], list[tuple[str, str]]]:
     """Every video that can be used, and of the others why not. CaptureError when none can."""
     scans: list[_Scan] = []
     dropped: list[tuple[str, str]] = []
     for path in paths:
         try:
-            scans.append(_scan(path, config, progress))
+            scans.append(_kept(path, out, config) or _scan(path, config, progress))
         except CaptureError as error:
             if len(paths) == 1:
                 raise
@@ -297,6 +369,7 @@ def _scan(path: Path, config: VideoConfig, progress: Progress | None) -> _Scan:
         total=total,
         dropped=[(count, why) for count, why in left_out if count],
         notes=notes,
+        key=_scan_key(path, config),
     )
 
 
@@ -308,7 +381,7 @@ class _Look:
     transfer: `tonemap.PQ` or HLG of HDR video, else None.
     panorama: what is written are panoramas. how: with which map, where they are stitched from fisheyes.
     guessed:  that they are panoramas is only the shape's word.
-    lens, focal: as in `Shot`.
+    known:    the camera that a calibration states. lens, focal, parameters: as in `Shot`.
     """
 
     def __init__(
@@ -330,7 +403,10 @@ class _Look:
         self.several = len(container.streams.video) > 1
         self.how: Stitch | None = None
         self.guessed = False
-        if config.calibration is not None:
+        self.known: Camera | None = None
+        if config.calibration is not None and not _is_hugin(config.calibration):
+            self.known, self.panorama = self._calibrated(config.calibration), False
+        elif config.calibration is not None:
             self.how = stitching(read_hugin(config.calibration), self.size, self.size[0] // 2 * 2)
             self.size, self.panorama = (self.how.width, self.how.height), True
         elif config.lens != "auto":
@@ -342,11 +418,28 @@ class _Look:
         usual = Lens.EQUIRECTANGULAR if self.panorama else Lens.SIMPLE_RADIAL
         self.lens = usual.value if config.lens == "auto" else config.lens
         self.focal = None if self.panorama else _focal({**container.metadata, **stream.metadata}, self.size)
+        self.parameters: tuple[float, ...] = ()
+        if self.known is not None:
+            self.lens, parameters = self.known.to_colmap()
+            self.parameters, self.focal = tuple(parameters), float(self.known.intrinsics[:2].mean())
         shrink = min(1.0, LONG_SIDE / max(self.stored))
         self._grey_size = (max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink)))
         self._reduction = max(1, min(round(max(self._grey_size) / motion.SIDE), min(self._grey_size) // motion.WINDOW))
         self._motion = motion.ViewChange(sphere=self.panorama and self.how is None)
         self._sum: NDArray[np.float64] | None = None
+
+    def _calibrated(self, calibration: Path) -> Camera:
+        """The calibration for frames of this size. CaptureError when they have another shape."""
+        known = read_lens_file(calibration)
+        header = Header(*self.size, orientation=1, has_alpha=False, exif={}, xmp=b"")
+        try:
+            return fit_camera(known, header)[0]
+        except FrameError as error:
+            raise CaptureError(
+                f"The calibration {calibration} is for pictures of {known.width} x {known.height} pixels, and the "
+                f"frames of {self.path} have another shape: {self.size[0]} x {self.size[1]}. Video is often cropped: "
+                "calibrate with a video."
+            ) from error
 
     def measure(self, frame: VideoFrame) -> tuple[float, float]:
         """Sharpness, and view change since the frame that was measured before this one."""
@@ -482,18 +575,46 @@ def _curves(scan: _Scan, chosen: Choice) -> Curves:
 # --- the second pass ------------------------------------------------------------------------------------------------
 
 
-def _write(scan: _Scan, chosen: Choice, out: Path, folder: str) -> Iterator[tuple[Shot, Image.Image]]:
-    """Write the chosen frames, with a small picture of each; those that cannot be decoded again are missing."""
-    indices = {int(scan.stamps[i]): int(i) for i in chosen.indices}
-    waiting: deque[Future[tuple[Shot, Image.Image]]] = deque()
+def _keys(scan: _Scan, chosen: Choice, folder: str) -> dict[int, str]:
+    """The chosen frames by index, with a digest of all that decides what each becomes."""
+    return {int(i): gathered.digest(scan.key, int(scan.stamps[i]), _name(scan, i, folder)) for i in chosen.indices}
+
+
+def _name(scan: _Scan, index: int, folder: str) -> str:
+    return f"{folder}/" * bool(folder) + f"frame_{scan.number[index]:06d}.jpg"
+
+
+def _write(
+    scan: _Scan, chosen: Iterable[int], there: dict[int, Shot], out: Path, folder: str
+) -> Iterator[tuple[int, Shot, Image.Image]]:
+    """Write the chosen frames but those that are there: index, shot and a small picture of each, in order of time.
+
+    Those that cannot be decoded again are missing."""
+    indices = {int(scan.stamps[i]): i for i in chosen if i not in there}
+    before = deque(sorted(there))
+    waiting: deque[tuple[int, Future[tuple[Shot, Image.Image]]]] = deque()
     pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="frames")
+
+    def known(end: float) -> Iterator[tuple[int, Shot, Image.Image]]:
+        while before and before[0] < end:
+            i = before.popleft()
+            with Image.open(out / "images" / there[i].name) as picture:
+                yield i, there[i], picture.convert("RGB").reduce(max(1, max(picture.size) // THUMBNAIL))
+
+    def made() -> Iterator[tuple[int, Shot, Image.Image]]:
+        i, future = waiting.popleft()
+        yield from known(i)
+        yield i, *future.result()
+
     try:
-        for stamp, frame in fetch(scan.path, sorted(indices), scan.keyframes):
-            waiting.append(pool.submit(_write_frame, scan, indices[stamp], frame, out, folder))
+        for stamp, frame in fetch(scan.path, sorted(indices), scan.keyframes) if indices else ():
+            index = indices[stamp]
+            waiting.append((index, pool.submit(_write_frame, scan, index, frame, out, folder)))
             if len(waiting) > WRITERS:
-                yield waiting.popleft().result()
+                yield from made()
         while waiting:
-            yield waiting.popleft().result()
+            yield from made()
+        yield from known(math.inf)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -501,7 +622,7 @@ def _write(scan: _Scan, chosen: Choice, out: Path, folder: str) -> Iterator[tupl
 def _write_frame(scan: _Scan, index: int, frame: VideoFrame, out: Path, folder: str) -> tuple[Shot, Image.Image]:
     look = scan.look
     pixels = look.srgb(frame)
-    name = f"{folder}/" * bool(folder) + f"frame_{scan.number[index]:06d}.jpg"
+    name = _name(scan, index, folder)
     picture = Image.fromarray(pixels)
     with whole_file(out / "images" / name) as partial:
         picture.save(partial, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -518,6 +639,7 @@ def _write_frame(scan: _Scan, index: int, frame: VideoFrame, out: Path, folder: 
         camera=folder or "0",
         lens=look.lens,
         focal=look.focal,
+        parameters=look.parameters,
         time=float(scan.time[index]),
         mask=mask,
         sharpness=float(scan.sharpness[index]),
