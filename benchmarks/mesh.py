@@ -7,6 +7,7 @@ measured both ways:
     accuracy      from points spread evenly over the mesh to the nearest true point
     completeness  from true points to the nearest point of the mesh
     Chamfer       the mean of the two means, in percent of the longest side of the box that holds the truth
+    normals       angle between a triangle of the mesh and the surface at the nearest true point, median over the area
 
 A floater is a connected piece of which more than half lies farther than 2 % of that side from any true point.
 """
@@ -52,6 +53,7 @@ class Score:
     completeness: float
     accuracy_median: float
     completeness_median: float
+    normals_median_degrees: float
     largest_floater: float
     triangles: int
 
@@ -78,13 +80,13 @@ def main() -> None:
         start = time.perf_counter()
         views = render_views(method)
         record.results["render_views_seconds"] = time.perf_counter() - start
-        truth = seen_truth(content_box(run.info, views).double(), run)
+        truth, normals = seen_truth(content_box(run.info, views).double(), run)
         record.protocol["true_points"] = len(truth)
         for source in ("sdf",) if isinstance(method, HasDistance) else ("density", "fusion"):
             start = time.perf_counter()
             found = extract_mesh(method, MeshOptions(source=source, resolution=options.resolution), views=views)
             seconds = time.perf_counter() - start
-            score = compare(in_capture(found, run), truth)
+            score = compare(in_capture(found, run), truth, normals)
             record.results[source] = {"seconds": seconds, "notes": list(found.notes), **vars(score)}
             print(f"{source}: Chamfer {score.chamfer:.3f} %, {score.triangles} triangles, {seconds:.1f} s", flush=True)
         record.results["peak_bytes"] = peak_bytes()
@@ -114,42 +116,47 @@ def make_sample() -> ModuleType:
     return sys.modules[name]
 
 
-def seen_truth(box: torch.Tensor, run: Run) -> np.ndarray:
-    """[N, 3] metres: exact points inside a box [2, 3] of the scene frame that enough training cameras see."""
+def seen_truth(box: torch.Tensor, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Exact points [N, 3] in metres inside a box [2, 3] of the scene frame that enough training cameras see, and the
+    surface's normals [N, 3] there."""
     sample = make_sample()
     width, height = TRUTH_SIZE
     grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
-    found, farthest, cameras = [], [], []
+    found, facing, farthest, cameras = [], [], [], []
     walk = sample.camera_walk(60)
     for index in run.info.train:
         camera = walk[int(Path(run.info.names[index]).stem) - 1].resized(*TRUTH_SIZE)
         origin, direction = sample.pixel_rays(camera, grid)
-        distance, _ = sample.scene_depth_normal(origin, direction)
+        distance, normal = sample.scene_depth_normal(origin, direction)
         hit = np.isfinite(distance)
+        facing.append(normal[hit])
         found.append(origin + direction[hit] * distance[hit, None])
         farthest.append(ndimage.maximum_filter(distance.reshape(height, width), 3))
         cameras.append(camera)
-    points = np.concatenate(found)
+    points, normals = np.concatenate(found), np.concatenate(facing)
     in_scene = run.info.scene_from_capture.apply(torch.from_numpy(points))
-    points = thinned(points[((in_scene >= box[0]) & (in_scene <= box[1])).all(dim=1).numpy()], POINTS)
+    inside_box = ((in_scene >= box[0]) & (in_scene <= box[1])).all(dim=1).numpy()
+    points, normals = points[inside_box], normals[inside_box]
+    kept = thinned(points, POINTS)
+    points, normals = points[kept], normals[kept]
     count = np.zeros(len(points), dtype=int)
     for camera, depth in zip(cameras, farthest, strict=True):
         xy, inside = sample.project(camera, points)
         column, row = np.nan_to_num(xy).clip(0, [width - 1, height - 1]).astype(int).T
         distance = np.linalg.norm(points - camera.world_from_camera[:3, 3], axis=1)
         count += inside & (distance <= 1.01 * depth[row, column])
-    return points[count >= SEEN]
+    return points[count >= SEEN], normals[count >= SEEN]
 
 
 def thinned(points: np.ndarray, most: int) -> np.ndarray:
-    """One point per cell of a grid, with the cells so small that about `most` remain: near surfaces count no more than
+    """Indices of one point per cell of a grid, with the cells so small that about `most` remain: near surfaces count no more than
     far ones, however many pixels they fill."""
     low, high = 0.0, float(np.ptp(points, axis=0).max())
-    kept = points
+    kept = np.arange(len(points))
     for _ in range(20):
         cell = 0.5 * (low + high)
         _, first = np.unique(np.floor(points / cell).astype(np.int64), axis=0, return_index=True)
-        kept = points[np.sort(first)]
+        kept = np.sort(first)
         low, high = (cell, high) if len(kept) > most else (low, cell)
         if abs(len(kept) - most) < 0.05 * most:
             break
@@ -160,15 +167,18 @@ def in_capture(found: Extracted, run: Run) -> Mesh:
     return found.mesh.moved(run.info.scene_from_capture.inverse())
 
 
-def compare(mesh: Mesh, truth: np.ndarray) -> Score:
-    """Distances between a mesh and true points, both in metres."""
+def compare(mesh: Mesh, truth: np.ndarray, normals: np.ndarray) -> Score:
+    """Distances between a mesh and true points, both in metres, and angles between their normals."""
     extent = float(np.ptp(truth, axis=0).max())
-    area = 0.5 * np.linalg.norm(face_vectors(mesh.vertices, mesh.faces), axis=1)
+    vectors = face_vectors(mesh.vertices, mesh.faces)
+    area = 0.5 * np.linalg.norm(vectors, axis=1)
     rng = np.random.default_rng(0)
     face = rng.choice(len(area), size=POINTS, p=area / area.sum())
     share = rng.dirichlet([1.0, 1.0, 1.0], size=POINTS)
     points = np.einsum("nc,ncd->nd", share, mesh.vertices[mesh.faces[face]])
-    accuracy = cKDTree(truth).query(points)[0] / extent
+    distance, nearest = cKDTree(truth).query(points)
+    accuracy = distance / extent
+    cosine = (vectors[face] * normals[nearest]).sum(axis=1) / np.maximum(2 * area[face], 1e-30)
     completeness = cKDTree(points).query(truth)[0] / extent
     piece = pieces(mesh)
     count = np.bincount(piece[face], minlength=piece.max() + 1)
@@ -180,6 +190,7 @@ def compare(mesh: Mesh, truth: np.ndarray) -> Score:
         completeness=100 * float(completeness.mean()),
         accuracy_median=100 * float(np.median(accuracy)),
         completeness_median=100 * float(np.median(completeness)),
+        normals_median_degrees=float(np.degrees(np.median(np.arccos(cosine.clip(-1, 1))))),
         largest_floater=float((count[floats] / POINTS).max()) if floats.any() else 0.0,
         triangles=len(mesh.faces),
     )
