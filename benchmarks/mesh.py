@@ -149,8 +149,8 @@ def seen_truth(box: torch.Tensor, run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thinned(points: np.ndarray, most: int) -> np.ndarray:
-    """Indices of one point per cell of a grid, with the cells so small that about `most` remain: near surfaces count no more than
-    far ones, however many pixels they fill."""
+    """Indices of one point per cell of a grid, with the cells so small that about `most` remain: near surfaces count no
+    more than far ones, however many pixels they fill."""
     low, high = 0.0, float(np.ptp(points, axis=0).max())
     kept = np.arange(len(points))
     for _ in range(20):

@@ -68,11 +68,10 @@ DEFAULTS = {
 """The defaults on other captures, so that nothing is tuned to one."""
 METHODS = {
     "fox-nerfacto-300s": Case("fox", "nerfacto", 300, FOX),
-    "fox-nerfacto-1200s": Case("fox", "nerfacto", 1200, FOX),
-    "fox-mipnerf360-small-1800s": Case("fox", "mipnerf360:small", 1800, FOX),
-    "lego-mipnerf360-small-1800s": Case(LEGO, "mipnerf360:small", 1800),
+    "fox-mipnerf360-small-300s": Case("fox", "mipnerf360:small", 300, FOX),
+    "lego-mipnerf360-small-300s": Case(LEGO, "mipnerf360:small", 300),
 }
-"""The other methods; what has a mesh is in benchmarks/mesh.py too."""
+"""The other methods; what has a mesh is in benchmarks/mesh.py and benchmarks/dtu.py."""
 QUICK = {"sample-15s": Case("sample", "ngp:fast", 15), "fox-15s": BARS["fox-15s"]}
 GROUPS = {"bars": BARS, "beyond": BEYOND, "defaults": DEFAULTS, "methods": METHODS, "quick": QUICK}
 CASES = {name: case for group in GROUPS.values() for name, case in group.items()}
