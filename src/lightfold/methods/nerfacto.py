@@ -63,6 +63,9 @@ class NerfactoConfig:
     """Intervals per ray that the first and the second proposal look at."""
     samples: int = 16
     """Intervals per ray that the field looks at."""
+    padding: float = 0.01
+    """Weight that every interval of a proposal gets on top of its own when it is cut anew. Without it, nothing is ever
+    looked at where a proposal once saw nothing: matter creeps towards the cameras, and no photograph can object."""
     levels: int = 8
     """Levels of the field's hash grid."""
     features: int = 4
@@ -137,7 +140,7 @@ class NerfactoConfig:
             ("proposal_every", 1, 1000), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
             ("coarse_until", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("depth", 0.0, 1e3),
             ("depth_spread", 1e-6, 1.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
-            ("final_lr", 1e-6, 1.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
+            ("final_lr", 1e-6, 1.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5), ("padding", 0.0, 1.0),
         )  # fmt: skip
         for name, least, most in (("proposal_samples", 2, 4096), ("proposal_finest", self.base, 2**18)):
             if not all(least <= value <= most for value in getattr(self, name)):
@@ -403,12 +406,12 @@ class Nerfacto(Method):
         fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
         with torch.set_grad_enabled(proposals_learn):
             for proposal, n in zip(self.proposals, c.proposal_samples, strict=True):
-                edges_s = resample(edges_s, weights.detach(), n, rng, anneal=anneal)
+                edges_s = resample(edges_s, weights.detach() + c.padding, n, rng, anneal=anneal)
                 edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
                 density = proposal.density(self.unit(fixed, edges))
                 weights = weights_from_density(density.view(count, n), edges)
                 levels.append((edges_s, weights))
-        edges_s = resample(edges_s, weights.detach(), c.samples, rng, anneal=anneal)
+        edges_s = resample(edges_s, weights.detach() + c.padding, c.samples, rng, anneal=anneal)
         edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
         unit = self.unit(rays, edges)
         density, geometry = self.field.density(unit)
