@@ -10,7 +10,7 @@ from .record import REPOSITORY, SCRATCH, folder, load, parser
 from .table import promises
 
 NAMES = ("start_up", "kernels", "peer_torch", "breakdown", "first_picture", "memory", "quality")
-NAMES += ("poses", "trained_on", "panoramas", "video", "mesh", "viewer")
+NAMES += ("poses", "trained_on", "panoramas", "video", "mesh", "noisy_poses", "dtu", "viewer")
 
 
 def main() -> int:

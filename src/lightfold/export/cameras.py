@@ -61,9 +61,14 @@ FACTS: dict[str, tuple[str, Callable[[Capture], bool]]] = {
     "background": ("the colour behind transparent pixels", lambda c: c.background is not None),
     "crop": ("the radius of the fisheye's disc", lambda c: c.fisheye_crop_radius is not None),
     "orientation": ("how the scene is to be oriented", lambda c: c.orientation is not None),
+    "colour": ("that the pictures hold light, or need white balance", lambda c: any(_of_light(f) for f in c.frames)),
     "original": ("the frame from before it was normalised", lambda c: not _is_identity(c.original_from_capture)),
 }
 """What a capture may know beside its pictures and cameras: the words for it, and whether a capture does."""
+
+
+def _of_light(frame: Frame) -> bool:
+    return frame.colour is not None or frame.white_balance is not None
 
 
 def _is_identity(b_from_a: Similarity) -> bool:
@@ -118,7 +123,7 @@ TARGETS: dict[str, Target] = {
             EVERY_LENS, "images/{name}", mask="masks/{inside}.png", silhouettes="file", depth="depths/{inside}",
             depths=(".png", ".npy", ".exr", ".tif", ".tiff"),
         ),
-        loses=("tracks",),
+        loses=("tracks", "colour"),
     ),
     "instant-ngp": Target(
         _instant_ngp,
@@ -126,16 +131,17 @@ TARGETS: dict[str, Target] = {
             instant_ngp.LENSES, "images/{name}", mask="{folder}dynamic_mask_{stem}.png", masks="ignored",
             depth="depths/{inside}", depths=(".png",),
         ),
-        loses=("points", "split", "crop"),
+        loses=("points", "split", "crop", "colour"),
         needs="sphere",
     ),
     "blender": Target(
-        _blender, Holds(PINHOLES, "{split}/{name}", simple=True, mode="RGBA"), loses=("points", "crop")
+        _blender, Holds(PINHOLES, "{split}/{name}", simple=True, mode="RGBA"), loses=("points", "crop", "colour")
     ),
     "llff": Target(
         _llff,
         Holds(PINHOLES, "images/{name}", simple=True),
-        loses=("points", "split", "time", "bounds", "up", "metric", "background", "crop", "orientation", "original"),
+        loses=("points", "split", "time", "bounds", "up", "metric", "background", "crop", "orientation", "original",
+               "colour"),
         needs="depths",
     ),
     "neus": Target(
@@ -143,7 +149,7 @@ TARGETS: dict[str, Target] = {
         Holds(
             PINHOLES, "image/{number:06d}", mode="RGB", mask="mask/{number:03d}.png", masks="silhouette", blank=True
         ),
-        loses=("points", "split", "time", "depths", "up", "metric", "background", "crop", "orientation"),
+        loses=("points", "split", "time", "depths", "up", "metric", "background", "crop", "orientation", "colour"),
         needs="sphere",
         frame="original",
     ),
@@ -155,7 +161,7 @@ TARGETS: dict[str, Target] = {
             PINHOLES, "{number:06d}_rgb", mode="RGB", mask="{number:06d}_foreground_mask.png", masks="silhouette",
             depth="{number:06d}_sensor_depth", depths=(".npy",), depth_scale=1.0,
         ),
-        loses=("points", "split", "time", "up", "metric", "background", "crop", "orientation"),
+        loses=("points", "split", "time", "up", "metric", "background", "crop", "orientation", "colour"),
         needs="sphere",
         frame="sphere",
     ),
