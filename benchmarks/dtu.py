@@ -80,7 +80,7 @@ def measure(method: str, path: Path, minutes: float, resolution: int, keep: Path
     """Train by the command line, cut the mesh, judge it."""
     folder = keep / method.replace(":", "-")
     words = ["train", method, str(path), "--minutes", str(minutes), "--scene.background", "white"]
-    if command_line([*words, "--out", str(folder)]) != 0:
+    if command_line([*words, "--eval-every", "0", "--out", str(folder)]) != 0:
         raise SystemExit("the training failed")
     run = Run.open(folder)
     trained = run.method()

@@ -99,7 +99,7 @@ def trained(minutes: float, method: str) -> Run:
     from lightfold.cli import main as command_line
 
     folder = Path(tempfile.mkdtemp(prefix="lightfold-mesh-")) / "run"
-    words = ["train", method, str(SAMPLE), "--minutes", str(minutes), "--out", str(folder)]
+    words = ["train", method, str(SAMPLE), "--minutes", str(minutes), "--eval-every", "0", "--out", str(folder)]
     if command_line(words) != 0:
         raise SystemExit("the training failed")
     return Run.open(folder)

@@ -41,6 +41,8 @@ PATIENCE = 5
 """Steps in a row whose loss is not finite before the last good state is restored."""
 RETREATS = 3
 """Restored states after which the training gives up."""
+LOOKING = 0.1
+"""Largest share of the time for scores on held-out views during training."""
 SUMMED = ("rays", "samples", "kept", "mse")
 """Statistics of a step that are added up, or of no interest by themselves; others are gauges, logged as they stand."""
 
@@ -346,8 +348,10 @@ class Log:
             self.next_picture = max(10.0, 2 * elapsed)
             self.preview()
         if elapsed > self.next_eval:
-            self.next_eval = elapsed + self.eval_every
+            began = time.perf_counter()
             self.held_out = self.score()
+            # A method that is slow to render would look at itself for longer than it learns.
+            self.next_eval = elapsed + max(self.eval_every, (time.perf_counter() - began) / LOOKING)
             row = {"held_out_psnr": self.held_out, "held_out_views": len(self.views), "seconds": self.budget.elapsed()}
             self._row(step, row)
         if elapsed > self.next_row:
