@@ -606,6 +606,15 @@ def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert sys.executable in shown and f"torch {torch.__version__}" in shown and "kernels" in shown
 
 
+def test_doctor_says_how_large_the_cache_may_become(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIGHTFOLD_CACHE", str(tmp_path))
+    for limit, told, advised in (("", "half of what the disk has left", 0), ("2.5", "at most 2.5 GB", 0), ("x", "", 1)):
+        monkeypatch.setenv("LIGHTFOLD_CACHE_GB", limit)
+        advice: list[str] = []
+        ((_, text),) = doctor.caches(advice)
+        assert told in text and len(advice) == advised
+
+
 def test_doctor_measures() -> None:
     assert doctor.points_per_second(0.0) > 0
 

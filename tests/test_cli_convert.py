@@ -16,6 +16,7 @@ from synthetic_rig import HEIGHT, WIDTH, ngp_document, rig, save_picture, write_
 
 from lightfold.cli import main
 from lightfold.cli.convert import ConvertArguments, convert
+from lightfold.errors import ConfigError
 from lightfold.formats import llff, open_capture
 
 NAMES = [f"images/{i}.png" for i in range(5)]
@@ -49,6 +50,15 @@ def test_a_capture_is_written_and_says_what_was_lost(
 def test_a_subset_is_spaced_evenly(capture: Path, tmp_path: Path, subset: str, kept: str) -> None:
     assert main(["convert", str(capture), "--to", "transforms", str(tmp_path / "to"), "--subset", subset]) == 0
     assert [frame.name for frame in open_capture(tmp_path / "to").frames] == [f"images/{i}.png" for i in kept]
+
+
+def test_light_has_no_smaller_copies(capture: Path, tmp_path: Path) -> None:
+    read = open_capture(capture)
+    light = replace(read, frames=tuple(replace(frame, path=frame.path.with_suffix(".exr")) for frame in read.frames))
+    arguments = ConvertArguments(str(capture), str(tmp_path / "to"), "colmap", factors=(2,))
+    with pytest.raises(ConfigError, match="holds light; leave it out"):
+        convert(light, arguments, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
 
 
 def test_nothing_is_overwritten(capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

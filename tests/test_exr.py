@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,24 @@ def test_the_plane_that_is_the_depth(names: list[str], depth: str, tmp_path: Pat
     channels = {name: np.full((2, 3), len(name) + ord(name[-1]), dtype=np.float32) for name in names}
     plane = exr.read_plane(save(tmp_path / "a.exr", channels))
     np.testing.assert_array_equal(plane, channels[depth])
+
+
+def test_files_read_at_once_leave_the_programs_output_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [save(tmp_path / f"{seconds}.exr", {"Y": np.zeros((2, 3), dtype=np.float32)}) for seconds in (0.1, 0.2)]
+    opened = OpenEXR.File
+
+    def slowly(path: str, **options: Any) -> Any:
+        time.sleep(float(Path(path).stem))
+        return opened(path, **options)
+
+    monkeypatch.setattr(OpenEXR, "File", slowly)
+    before = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(exr.picture_size, paths[0])
+        time.sleep(0.05)
+        second = pool.submit(exr.picture_size, paths[1])
+        assert first.result() == second.result() == (3, 2)
+    assert sys.stdout is before
 
 
 def test_no_plane_is_the_depth(tmp_path: Path) -> None:

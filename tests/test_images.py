@@ -21,7 +21,7 @@ from lightfold.cameras import Camera, Lens
 from lightfold.capture import Frame
 from lightfold.errors import LightfoldError
 from lightfold.formats.frames import FrameError, read_header
-from lightfold.images import Resize, area_resize, decode, load_pictures, prepare, read_depth
+from lightfold.images import UNREADABLE, Resize, area_resize, decode, load_pictures, prepare, read_depth
 
 WHOLE = Resize(downscale=1, max_side=800)
 
@@ -265,6 +265,39 @@ def test_depth_array_with_holes(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", np.array([[np.nan, -1.0, np.inf, 2.5]]))
     found = read_depth(frame(tmp_path / "a.png", 4, 1, depth=tmp_path / "d.npy", depth_scale=2.0), 4, 1)
     assert found.tolist() == [[0, 0, 0, 5]]
+
+
+def header_of(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.npy", header_of("(1000000, 1000000)") + bytes(64)),
+        ("d.npy", header_of("(2, 2")),
+        ("d.npy", header_of('(2, """')),
+        ("d.npy", b"PK\x03\x04 no archive"),
+        ("d.npy", b""),
+        ("d.bin", b"2&2&1&" + bytes(12)),
+        ("d.bin", b"2&2&3&" + bytes(48)),
+        ("d.bin", b"0&0&1&"),
+        ("d.bin", b"999999&999999&1&" + bytes(16)),
+        ("d.bin", b""),
+    ],
+)
+def test_damaged_depth_is_refused_and_fills_no_memory(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UNREADABLE):
+        read_depth(frame(tmp_path / "a.png", 4, 4, depth=tmp_path / name), 4, 4)
+
+
+def test_depth_maps_of_a_dense_workspace(tmp_path: Path) -> None:
+    map = tmp_path / "a.png.geometric.bin"
+    map.write_bytes(b"3&2&1&" + np.array([[1, 2, 3], [0, -1, 4]], dtype="<f4").tobytes())
+    found = read_depth(frame(tmp_path / "a.png", 3, 2, depth=map, depth_scale=1.0), 3, 2)
+    assert found.tolist() == [[1, 2, 3], [0, 0, 4]]
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------

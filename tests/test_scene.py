@@ -130,6 +130,31 @@ def test_a_subset_is_a_capture_of_its_own(tmp_path: Path, rng: torch.Generator) 
             load_scene(capture, SceneConfig(subset=wrong), tmp_path / "cache")
 
 
+def test_a_data_sets_own_smaller_pictures_are_used_where_the_factor_is_theirs(tmp_path: Path) -> None:
+    capture = make_capture(tmp_path / "images", sizes=((46, 30),))
+    (tmp_path / "images_4").mkdir()
+    frames = []
+    for i, frame in enumerate(capture.frames):
+        # 46 / 4 is 11.5; some programs round it down.
+        copy = tmp_path / "images_4" / f"{i:02}.png"
+        Image.fromarray(pixels_of(100 + i, 11, 7)).save(copy)
+        frames.append(replace(frame, smaller={4: copy}))
+    capture = replace(capture, frames=tuple(frames))
+    scene = load_scene(capture, SceneConfig(downscale=4), tmp_path / "cache")
+    assert any("data set's own" in note and "images_4" in note for note in scene.info.notes)
+    assert (scene.view(3).rgb * 255).round().byte().numpy().tolist() == pixels_of(103, 11, 7).tolist()
+    camera, whole = scene.info.cameras[3], capture.frames[3].camera
+    assert whole is not None and (camera.width, camera.height) == (11, 7)
+    expected = whole.intrinsics * torch.tensor([11 / 46, 7 / 30, 11 / 46, 7 / 30])
+    torch.testing.assert_close(camera.intrinsics, expected.float())
+    for other in (SceneConfig(downscale=2), SceneConfig(max_side=12)):
+        info = load_scene(capture, other, tmp_path / "cache").info
+        assert info.cameras[3].width in (23, 12) and not any("own" in note for note in info.notes)
+    one_without = replace(capture, frames=(replace(frames[0], smaller={}), *frames[1:]))
+    info = load_scene(one_without, SceneConfig(downscale=4), tmp_path / "cache").info
+    assert {camera.width for camera in info.cameras} == {12}
+
+
 def test_a_seed_decides_the_draw(tmp_path: Path) -> None:
     scene = load_scene(make_capture(tmp_path), SceneConfig(), tmp_path / "cache")
     first, second, other = (scene.pixels(100, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))

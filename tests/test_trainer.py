@@ -404,6 +404,20 @@ class TestWriting:
             with Picture.open(run.path / "preview.jpg") as picture:
                 assert picture.size == (480, 360)
 
+    def test_light_learnt_in_pq_is_shown_and_scored_as_srgb(
+        self, tmp_path: Path, ball: PaintedBall, clock: Clock
+    ) -> None:
+        info = replace(ball.info, hdr_exposure=1.0)
+        scene = SimpleNamespace(info=info, view=ball.view, pixels=ball.pixels)
+        run = run_of(tmp_path / "run", ball, steps=30, eval_every=5.0)
+        start(run, scene, Slope(TINY, info, clock))  # type: ignore[arg-type]
+        grey = info.shown(torch.tensor(0.5))
+        with Picture.open(run.path / "preview.jpg") as picture:
+            assert picture.getpixel((3, 3))[0] == pytest.approx(255 * float(grey), abs=2)  # type: ignore[index]
+        expected = torch.stack([(grey - info.shown(ball.truth(i))).square().mean() for i in info.test])
+        score = next(row["held_out_psnr"] for row in run.metrics() if "held_out_psnr" in row)
+        assert score == pytest.approx(float((-10 * expected.log10()).mean()), abs=0.1)
+
     def test_checkpoints_in_time(self, tmp_path: Path, ball: PaintedBall, clock: Clock) -> None:
         run = run_of(tmp_path / "run", ball, steps=50, checkpoint_every=7.0)
         start(run, ball, Slope(TINY, ball.info, clock))

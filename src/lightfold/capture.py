@@ -8,7 +8,7 @@ this project's conventions (OpenCV axes, pixel centres at +0.5) has happened by 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class Frame:
     colour: what the picture's numbers are: "srgb" (coded by the sRGB curve), "linear-srgb" or "linear-p3" (light, with
             those primaries). None: light with sRGB's primaries in EXR and .hdr files, sRGB in all others.
     white_balance: factors on red, green and blue light, before primaries are changed; None: the picture is balanced.
+    group:  pictures of one group were taken from one place (crops of a panorama), so that a split keeps them together.
+    smaller: the data set's own smaller copies of the picture, by the factor that divides its sides.
     """
 
     path: Path
@@ -81,6 +83,8 @@ class Frame:
     guess: LensGuess | None = None
     colour: str | None = None
     white_balance: tuple[float, float, float] | None = None
+    group: str | None = None
+    smaller: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

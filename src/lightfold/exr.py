@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ LARGEST_PICTURE = 180_000_000
 """Pixels, of which each takes up to sixteen bytes while it is read."""
 PLANE_NAMES = ("Z", "Y", "R")
 """Under which of several channels a single quantity such as depth is stored, the likeliest first."""
+
+# Two threads that redirect the program's output at once would put it back in the wrong order, and it would be lost.
+_one_at_a_time = threading.Lock()
 
 
 def available() -> bool:
@@ -41,7 +45,7 @@ def read_channels(path: Path) -> dict[str, NDArray[np.float32]]:
     with path.open("rb"):
         pass  # For the reasons that the system gives; the library only says that it could not.
     # The library prints what it thinks of a damaged file, and then hands out a file without parts.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
         try:
             header = OpenEXR.File(str(path), header_only=True).header()
             width, height = _size(header)
@@ -122,7 +126,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise ValueError("EXR files need the OpenEXR library: pip install 'lightfold[exr]'") from error
     with path.open("rb"):
         pass
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
         try:
             return _size(OpenEXR.File(str(path), header_only=True).header())
         except (RuntimeError, TypeError, KeyError, IndexError, AttributeError, MemoryError) as error:

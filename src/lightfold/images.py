@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -43,6 +44,7 @@ from .cameras import Camera, Lens
 from .capture import Frame
 from .colour import Tone
 from .errors import LightfoldError
+from .files import mapped_array
 from .light import holds_light, read_light
 
 Progress = Callable[[str, int, int], None]
@@ -55,6 +57,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.err
 """What Pillow raises on files that are damaged, truncated, empty, or no pictures at all."""
 ONE_AT_A_TIME = 64_000_000
 """Pixels from which pictures are decoded one after the other, or a few threads' worth of them would fill the memory."""
+COLMAP_MAP = re.compile(rb"(\d{1,6})&(\d{1,6})&1&")
 ASPECT_TOLERANCE = 0.01
 """A file whose aspect ratio is this close to the camera's is the same picture at another size."""
 
@@ -123,6 +126,12 @@ class Pictures:
 
 
 # --- one picture ---------------------------------------------------------------------------------------------------
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file of 8 or 16 bits, from its header. Raises one of UNREADABLE."""
+    with Image.open(path) as file:
+        return file.size
 
 
 def decode(path: Path, exif_rotate: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -221,11 +230,11 @@ def _prepare(frame: Frame, resize: Resize, crop_radius: float | None, tone: Tone
     new_width, new_height = resize.size(width, height)
     mask = None
     if frame.mask is not None and frame.mask_is_alpha:
-        silhouette = (255 * _counts(frame, width, height)).astype(np.uint8)
+        silhouette = (255 * mask_counts(frame, width, height)).astype(np.uint8)
         alpha = silhouette if alpha is None else np.minimum(alpha, silhouette)
     elif frame.mask is not None:
         # A new pixel that is only partly valid mixes in what the mask is there to hide, so it does not count.
-        share = area_resize(_counts(frame, width, height).astype(np.float32), new_width, new_height)
+        share = area_resize(mask_counts(frame, width, height).astype(np.float32), new_width, new_height)
         mask = np.where(share > 0.999, 255, 0).astype(np.uint8)
     if crop_radius is not None and frame.camera is not None:
         disc = _disc(crop_radius / frame.camera.width, new_width, new_height)
@@ -264,8 +273,11 @@ def _check_aspect(what: str, width: int, height: int, frame: Frame) -> None:
         raise ValueError(f"{what} is {width} x {height}, but its camera is {camera.width} x {camera.height}")
 
 
-def _counts(frame: Frame, width: int, height: int) -> NDArray[np.bool_]:
-    """[height, width] which pixels of the picture the frame's mask lets count."""
+def mask_counts(frame: Frame, width: int, height: int) -> NDArray[np.bool_]:
+    """[height, width] which pixels of the picture the frame's mask lets count, or holds for the object.
+
+    Raises one of UNREADABLE.
+    """
     assert frame.mask is not None
     with Image.open(frame.mask) as file:
         file.load()
@@ -278,7 +290,7 @@ def _counts(frame: Frame, width: int, height: int) -> NDArray[np.bool_]:
     return counts if counts.shape == (height, width) else _nearest(counts, width, height)
 
 
-def _nearest(values: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
+def _nearest(values: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     rows = (np.arange(height) * 2 + 1) * values.shape[0] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * values.shape[1] // (2 * width)
     return values[rows][:, columns]
@@ -333,11 +345,15 @@ def _lens_only(
 def read_depth(frame: Frame, width: int, height: int) -> Tensor:
     """z-depth [height, width] float32 in capture units, 0 where unknown; nearest neighbour: depths must not be mixed.
 
+    The file is a picture of one channel, EXR among them, an array of NumPy's or a map of COLMAP's dense workspace.
     Raises one of UNREADABLE.
     """
     assert frame.depth is not None
+    values: NDArray[Any]
     if frame.depth.suffix.lower() == ".npy":
-        values = np.load(frame.depth, allow_pickle=False)
+        values = mapped_array(frame.depth)
+    elif frame.depth.suffix.lower() == ".bin":
+        values = _read_map(frame.depth)
     elif frame.depth.suffix.lower() == ".exr":
         values = exr.read_plane(frame.depth)
     else:
@@ -348,6 +364,20 @@ def read_depth(frame: Frame, width: int, height: int) -> Tensor:
         raise ValueError(f"a depth picture has one channel of numbers, this one has shape {list(values.shape)}")
     depth = _nearest(values, width, height).astype(np.float32) * np.float32(frame.depth_scale)
     return torch.from_numpy(np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32))
+
+
+def _read_map(path: Path) -> NDArray[np.float32]:
+    """[H, W] of a depth map as COLMAP writes it: "width&height&channels&" and little-endian float32, row after row."""
+    with path.open("rb") as file:
+        found = COLMAP_MAP.match(file.read(64))
+        if found is None:
+            raise ValueError("it does not begin as a depth map of COLMAP does")
+        width, height = int(found[1]), int(found[2])
+        file.seek(found.end())
+        numbers = np.fromfile(file, dtype="<f4")
+    if numbers.size != width * height or numbers.size == 0:
+        raise ValueError(f"it claims {width} x {height} numbers and holds {numbers.size}")
+    return numbers.reshape(height, width)
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .cameras import Camera, DirectionTable, Lens
 from .capture import Capture, Frame
 from .errors import CaptureError, ConfigError, LightfoldError
 from .geometry import Similarity
-from .images import UNREADABLE, Pictures, Progress, Resize, decode, load_pictures, read_depth
+from .images import UNREADABLE, Pictures, Progress, Resize, decode, load_pictures, read_depth, stored_size
 from .light import holds_light, read_light
 from .rays import Rays
 from .split import split_names
@@ -53,7 +54,8 @@ class SceneConfig:
     """How a capture becomes a scene."""
 
     downscale: float | None = None
-    """Divide the picture sizes by this factor, at least 1. None: as `max_side` says."""
+    """Divide the picture sizes by this factor, at least 1, or use the data set's own pictures of that size (images_4)
+    where it has them. None: as `max_side` says."""
     subset: float | None = None
     """Use only so many of the capture's posed pictures, or below 1 this share of them, evenly spaced in its order.
     None: all."""
@@ -526,7 +528,7 @@ def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress:
     frames = sorted(capture.frames, key=lambda frame: frame.name)
     train_names, test_names, split_note = split_names(frames, config.split)
     frames = [frame for frame in frames if frame.name in train_names or frame.name in test_names]
-    resize = Resize(config.downscale, config.max_side)
+    frames, resize, copies_note = _of_size(frames, config)
     tone, tone_note = _tone(frames, config)
     pictures = load_pictures(frames, resize, capture.fisheye_crop_radius, cache_dir, progress, tone)
     frames = [frames[i] for i in pictures.frame]
@@ -558,7 +560,7 @@ def load_scene(capture: Capture, config: SceneConfig, cache_dir: Path, progress:
         background=_background(capture, config, pictures),
         has_alpha=pictures.alpha is not None,
         forward_facing=placed.forward_facing,
-        notes=(*capture.notes, *chosen_note, *pictures.dropped, *split_note, *tone_note, *placed.notes),
+        notes=(*capture.notes, *chosen_note, *pictures.dropped, *split_note, *copies_note, *tone_note, *placed.notes),
         hdr_exposure=tone.exposure if tone is not None and tone.pq else None,
     )
     if progress is not None:
@@ -572,6 +574,23 @@ def _chosen(capture: Capture, subset: float | None) -> tuple[Capture, tuple[str,
         return capture, ()
     chosen = capture.evenly(subset)
     return chosen, (f"{len(chosen)} of {len(capture)} pictures are used, evenly spaced (scene.subset).",)
+
+
+def _of_size(frames: list[Frame], config: SceneConfig) -> tuple[list[Frame], Resize, tuple[str, ...]]:
+    """The frames, how their pictures are shrunk, and what to say of it: not at all where the data set has done so."""
+    factor = config.downscale
+    if factor is None or not all(factor in frame.smaller and not frame.exif_rotate for frame in frames):
+        return frames, Resize(factor, config.max_side), ()
+    copies = []
+    for frame in frames:
+        assert frame.camera is not None
+        path, camera = frame.smaller[int(factor)], frame.camera
+        # A copy that cannot be read stays, to be named with the others that cannot.
+        with suppress(*UNREADABLE):
+            camera = camera.resized(*stored_size(path))
+        copies.append(replace(frame, path=path, camera=camera))
+    where = copies[0].path.parent.name
+    return copies, Resize(1.0, config.max_side), (f"The pictures are the data set's own of that size, as in {where}.",)
 
 
 def _tone(frames: Sequence[Frame], config: SceneConfig) -> tuple[colour.Tone | None, tuple[str, ...]]:
@@ -604,7 +623,7 @@ def check_config(config: SceneConfig) -> None:
     if config.downscale is not None and not (math.isfinite(config.downscale) and config.downscale >= 1):
         raise ConfigError(f"scene.downscale must be at least 1, got {config.downscale}.")
     if config.subset is not None and not (math.isfinite(config.subset) and config.subset > 0):
-        raise ConfigError(f"scene.subset must be a positive number of pictures, or a share of them, got {config.subset}.")
+        raise ConfigError(f"scene.subset must be a positive number or share of the pictures, got {config.subset}.")
     if config.max_side < 1:
         raise ConfigError(f"scene.max_side must be at least 1 pixel, got {config.max_side}.")
     if config.orientation not in ORIENTATIONS:

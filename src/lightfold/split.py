@@ -17,32 +17,41 @@ def split_names(frames: Sequence[Frame], rule: str) -> tuple[set[str], set[str],
 
     "every:8" holds out indices 0, 8, 16 ... as LLFF and mip-NeRF 360 do; "fraction:0.9" trains on ceil(0.9 n) evenly
     spaced frames including the first and last, as nerfstudio does. Pictures that turn out unreadable do not shift the
-    rule.
+    rule. A group (`Frame.group`) counts as one picture in both.
     """
     names = [frame.name for frame in frames]
+    together: dict[tuple[str, bool], list[str]] = {}
+    for frame in frames:
+        key = (frame.name, False) if frame.group is None else (frame.group, True)
+        together.setdefault(key, []).append(frame.name)
+    units = list(together.values())
     kind, _, value = rule.partition(":")
     if rule == "auto":
         listed = {split: {frame.name for frame in frames if frame.split == split} for split in ("train", "test")}
         if not listed["test"]:
-            test = set(names[::8])
+            test = _union(units[::8])
         else:
             train = listed["train"] or set(names) - listed["test"]
             left_out = len(set(names) - train - listed["test"])
             note = f"Pictures in neither of the capture's lists, and so not used: {left_out}."
             return train, listed["test"], (note,) if left_out else ()
     elif rule == "all":
-        return set(names), set(names[::8]), ("The test views are training views too, so their scores flatter.",)
+        return set(names), _union(units[::8]), ("The test views are training views too, so their scores flatter.",)
     elif kind == "every" and value.isdecimal() and int(value) >= 2:
-        test = set(names[:: int(value)])
+        test = _union(units[:: int(value)])
     elif kind == "fraction" and 0 < _number(value) < 1:
-        count = math.ceil(_number(value) * len(names))
-        test = set(names) - {names[int(i)] for i in np.linspace(0, len(names) - 1, count)}
+        count = math.ceil(_number(value) * len(units))
+        test = set(names) - _union([units[int(i)] for i in np.linspace(0, len(units) - 1, count)])
     elif kind == "file" and value:
         test = _listed_names(Path(value), names)
     else:
         known = "auto, all, every:N (N >= 2), fraction:F (0 < F < 1) or file:PATH"
         raise ConfigError(f"scene.split must be {known}, got '{rule}'.")
     return set(names) - test, test, ()
+
+
+def _union(groups: Sequence[Sequence[str]]) -> set[str]:
+    return {name for group in groups for name in group}
 
 
 def _number(text: str) -> float:

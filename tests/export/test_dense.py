@@ -12,6 +12,7 @@ import pycolmap
 import pytest
 import torch
 import trimesh
+from analytic_sphere import RED
 from ball_field import RADIUS, BallRender, ball_info, ball_views
 from PIL import Image
 
@@ -19,6 +20,7 @@ from lightfold.cameras import Camera, Lens
 from lightfold.errors import RunError
 from lightfold.export.dense import pinhole, straightened, write_dense, write_map
 from lightfold.formats import open_capture
+from lightfold.images import read_depth
 
 INFO = ball_info(side=64)
 CAPTURE_FROM_SCENE = INFO.scene_from_capture.inverse()
@@ -83,6 +85,13 @@ def test_colmaps_fusion_makes_the_ball_of_it(workspace: Path) -> None:
 
 def test_the_workspace_is_a_capture_and_names_its_pictures(workspace: Path) -> None:
     read = open_capture(workspace)
+    for frame in read.frames[:2]:
+        assert frame.camera is not None
+        depth = read_depth(frame, 64, 64)
+        rays = frame.camera.rays(frame.camera.pixel_grid())
+        along = (depth.reshape(-1) / frame.camera.unproject(frame.camera.pixel_grid())[:, 2])[:, None]
+        away = (rays.origin + along * rays.direction - torch.from_numpy(CENTRE)).norm(dim=1)[depth.reshape(-1) > 0]
+        assert len(away) > 300 and float((away - SIZE).abs().max()) < 1e-4
     assert len(read.frames) == 16 and read.points is not None and len(read.points) > 1000
     names = (workspace / "stereo" / "fusion.cfg").read_text().splitlines()
     assert sorted(names) == sorted(path.name for path in (workspace / "images").iterdir())
@@ -97,6 +106,19 @@ def test_photographs_take_the_place_of_renderings_in_the_size_that_is_asked_for(
     for path in (tmp_path / "images").iterdir():
         picture = np.asarray(Image.open(path))
         assert picture.shape == (32, 32, 3) and (np.abs(picture.astype(int) - 128) <= 1).all()
+
+
+def test_light_is_written_as_srgb(tmp_path: Path) -> None:
+    method = BallRender(replace(INFO, hdr_exposure=1.0))
+    dim = float(method.info.coded(torch.tensor(0.5)))
+    photo = SimpleNamespace(view=lambda index: SimpleNamespace(rgb=torch.full((64, 64, 3), dim)))
+    for folder, scene in (("photos", photo), ("renderings", None)):
+        write_dense(method, ball_views(method)[:2], CAPTURE_FROM_SCENE, tmp_path / folder, 32, scene)  # type: ignore[arg-type]
+    picture = np.asarray(Image.open(next((tmp_path / "photos" / "images").iterdir())))
+    assert (np.abs(picture.astype(int) - 128) <= 1).all()
+    rendered = np.asarray(Image.open(next((tmp_path / "renderings" / "images").iterdir())))
+    expected = 255 * method.info.shown(RED).numpy()
+    assert (np.abs(rendered[16, 16] - expected) <= 1).all()
 
 
 def test_a_map_is_text_and_then_its_channels(tmp_path: Path) -> None:

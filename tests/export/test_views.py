@@ -55,6 +55,13 @@ def test_colours_are_those_of_the_pictures(views: list[Seen]) -> None:
     assert (rgb - (0.5 * outward + 0.5)).abs().mean() < 0.01
 
 
+def test_colours_learnt_in_pq_are_seen_as_srgb() -> None:
+    light = BallRender(ball_info(hdr_exposure=1.0), shaded=True)
+    seen = ball_views(light)[0]
+    learnt = light.render(seen.camera).rgb
+    assert (seen.rgb / 255 - light.info.shown(learnt)).abs().max() < 0.003 < (seen.rgb / 255 - learnt).abs().max()
+
+
 def test_nothing_outside_every_picture_is_judged(views: list[Seen]) -> None:
     seen = observe(torch.tensor([[0.0, 0.0, 50.0]]), None, views[:1], slack=0.02)
     assert int(seen.support + seen.through) == 0

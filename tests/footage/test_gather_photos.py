@@ -118,6 +118,33 @@ def test_where_the_disk_cannot_link_files_are_copied(tmp_path: Path, monkeypatch
         assert footage.image(shot).read_bytes() == Path(shot.source).read_bytes()
 
 
+def light_of(path: Path, picture: Image.Image, exponent: int) -> Path:
+    """A Radiance picture whose light is the picture's levels times two to the power of the exponent, over 256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shared = np.full((*np.shape(picture)[:2], 1), 128 + exponent, dtype=np.uint8)
+    header = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {picture.height} +X {picture.width}\n".encode()
+    path.write_bytes(header + np.concatenate([np.asarray(picture), shared], axis=2).tobytes())
+    return path
+
+
+def test_light_is_shown_and_kept(tmp_path: Path) -> None:
+    for seed, (name, exponent) in enumerate({"a.hdr": 0, "b c.HDR": 0, "very bright.hdr": 9}.items()):
+        light_of(tmp_path / "photos" / name, scene(seed), exponent)
+    (tmp_path / "photos/broken.hdr").write_bytes((tmp_path / "photos/a.hdr").read_bytes()[:900])
+    footage = gather(tmp_path / "photos")
+    assert [shot.name for shot in footage.shots] == ["a.png", "b_c.png", "very_bright.png"]
+    assert [name for name, _ in footage.dropped] == ["broken.hdr"]
+    for index, shot in enumerate(footage.shots):
+        kept = footage.light(shot)
+        assert kept is not None and kept.samefile(shot.source) and kept.parent == footage.root / "light"
+        light = np.asarray(scene(index)) / 256
+        coded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
+        seen = pixels(footage, index)
+        assert np.abs(seen - 255 * coded).max() <= 1 if index < 2 else 60 < np.median(seen) < 200
+    kept.unlink()
+    assert gather(tmp_path / "photos").shots == footage.shots and kept.is_file()
+
+
 def test_a_capture_folder_is_taken_for_its_images(tmp_path: Path) -> None:
     folder_of(tmp_path / "scene" / "images")
     save(tmp_path / "scene/masks/a.png", Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8) * 255))

@@ -134,7 +134,10 @@ def test_full_size_pictures_go_before_smaller_ones_which_can_be_named(tmp_path: 
     save_picture(tmp_path / "images/a.jpg")
     # The same picture at half the size, saved with another suffix.
     save_picture(tmp_path / "images_2/a.png", WIDTH // 2, HEIGHT // 2)
-    assert open_capture(tmp_path).frames[0].path == tmp_path / "images" / "a.jpg"
+    capture = open_capture(tmp_path)
+    assert capture.frames[0].path == tmp_path / "images" / "a.jpg"
+    assert capture.frames[0].smaller == {2: tmp_path / "images_2" / "a.png"}
+    assert any("--scene.downscale 2 uses them" in note for note in capture.notes)
     half = open_capture(tmp_path / "images_2").frames[0]
     assert half.path == tmp_path / "images_2" / "a.png"
     assert half.camera is not None and half.camera.intrinsics[:3].tolist() == [18.5, 17.75, 9.15]
@@ -170,6 +173,20 @@ def test_masks_and_depths_beside_the_pictures(tmp_path: Path) -> None:
     assert frames["a/2.jpg"].mask == tmp_path / "masks/a/2.png"
     assert frames["3.jpg"].mask is None and frames["3.jpg"].depth == tmp_path / "depths/3.png"
     assert not frames["3.jpg"].mask_inverted
+
+
+def test_depths_of_a_dense_workspace_are_in_its_unit(tmp_path: Path) -> None:
+    names = ["1.jpg", "2.jpg", "3.jpg"]
+    model(tmp_path / "sparse", names=names, cameras=rig()[:3])
+    pictures(tmp_path / "images", names)
+    maps = tmp_path / "stereo" / "depth_maps"
+    maps.mkdir(parents=True)
+    for name in ("1.jpg.geometric.bin", "1.jpg.photometric.bin", "2.jpg.photometric.bin"):
+        (maps / name).write_bytes(b"1&1&1&" + bytes(4))
+    first, second, third = read(tmp_path).frames
+    assert (first.depth, first.depth_scale) == (maps / "1.jpg.geometric.bin", 1.0)
+    assert (second.depth, second.depth_scale) == (maps / "2.jpg.photometric.bin", 1.0)
+    assert (third.depth, third.depth_scale) == (None, 0.001)
 
 
 def test_missing_pictures_are_noted_and_their_observations_dropped(tmp_path: Path) -> None:

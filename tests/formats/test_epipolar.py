@@ -47,6 +47,7 @@ FORMAT = {
     "middlebury_temple": "middlebury",
     "record3d_door": "record3d",
     "sceaux_castle": "photos",
+    "exr": "photos",
 }
 
 

@@ -46,7 +46,7 @@ def test_full_size_goes_first_and_another_can_be_named(tmp_path: Path) -> None:
     scene(tmp_path, "images", rows=rows_of_rig(factor=1))
     capture = open_capture(tmp_path)
     assert capture.frames[0].path.parent.name == "images"
-    assert any(f"name {tmp_path / 'images_8'} to use another resolution" in note for note in capture.notes)
+    assert any("--scene.downscale 8 uses them" in note for note in capture.notes)
     named = open_capture(tmp_path / "images_8")
     assert (named.format, named.frames[0].path.parent.name, named.root) == ("llff", "images_8", tmp_path)
 
@@ -76,6 +76,17 @@ def test_rows_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
 def test_counts_must_agree(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=r"has 5 poses and .*images_2 has 4 pictures"):
         llff.read(scene(tmp_path, count=4))
+
+
+def test_smaller_copies_are_those_at_the_same_place_in_their_folder(tmp_path: Path) -> None:
+    scene(tmp_path, "images")
+    scene(tmp_path, "images_4")
+    scene(tmp_path, "images_8", count=4)
+    capture = llff.read(tmp_path)
+    assert capture.frames[3].path == tmp_path / "images" / "image003.png"
+    assert capture.frames[3].smaller == {4: tmp_path / "images_4" / "image003.png"}
+    assert any("--scene.downscale 4 uses them" in note for note in capture.notes)
+    assert llff.read(tmp_path / "images_4").frames[3].smaller == {}
 
 
 def test_no_picture_folder(tmp_path: Path) -> None:

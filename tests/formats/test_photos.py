@@ -40,6 +40,22 @@ def test_pictures_are_found_in_natural_order_at_any_depth(tmp_path: Path) -> Non
     assert len(capture.posed()) == 0
 
 
+def radiance(path: Path, level: int = 128) -> Path:
+    path.write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 80 +X 90\n" + bytes([level, 90, 60, 128]) * 7200)
+    return path
+
+
+def test_light_counts_where_there_is_nothing_else(tmp_path: Path) -> None:
+    """Beside photographs, files of floating-point numbers are their depths."""
+    for name in ("b.hdr", "a.HDR"):
+        radiance(tmp_path / name)
+    capture = open_capture(tmp_path)
+    assert capture.format == "photos" and [frame.name for frame in capture.frames] == ["a.HDR", "b.hdr"]
+    assert capture.frames[0].guess is not None and capture.frames[0].guess.width == 90
+    save_picture(tmp_path / "c.png")
+    assert [frame.name for frame in open_capture(tmp_path).frames] == ["c.png"]
+
+
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
     save_picture(tmp_path / "a" / "1.png")
     os.symlink(tmp_path, tmp_path / "a" / "again", target_is_directory=True)

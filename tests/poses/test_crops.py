@@ -16,10 +16,13 @@ from lightfold.errors import CaptureError, ConfigError
 from lightfold.footage.shots import Footage, Shot
 from lightfold.formats import colmap, open_capture
 from lightfold.geometry import so3_exp
+from lightfold.images import decode
+from lightfold.light import read_light
 from lightfold.poses.config import PoseConfig
 from lightfold.poses.solve import Solution, SubModel
 from lightfold.poses.write import write_capture, write_crops
 from lightfold.scene import SceneConfig, load_scene
+from lightfold.split import split_names
 
 WIDTH, HEIGHT, COUNT = 128, 64, 10
 CONFIG = PoseConfig(panoramas="crops-8", crop_side=32)
@@ -86,6 +89,22 @@ def test_a_crops_rays_are_the_panoramas_and_show_what_it_shows(solved: tuple[Foo
         assert np.abs(shown - paint(rays.direction)).max() < 4
 
 
+def test_training_sees_the_light_of_which_pictures_are_copies(solved: tuple[Footage, Solution]) -> None:
+    footage, solution = solved
+    shots = tuple(replace(shot, source=f"/from/{Path(shot.name).stem}.hdr") for shot in footage.shots)
+    footage = replace(footage, shots=(footage.shots[0], *shots[1:]))
+    (footage.root / "light").mkdir()
+    for shot in shots:
+        radiance = f"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {HEIGHT} +X {WIDTH}\n".encode()
+        path = footage.root / "light" / Path(shot.name).with_suffix(".hdr")
+        path.write_bytes(radiance + bytes([200, 100, 50, 130]) * (WIDTH * HEIGHT))
+    capture = open_capture(write_capture(footage, solution))
+    names = ["images/größe 00.png", *(f"light/größe {k:02}.hdr" for k in range(1, COUNT))]
+    assert [frame.name for frame in capture.frames] == names
+    assert capture.frames[0].mask is not None and read_light(capture.frames[1], decode)[0].max() > 3
+    assert all(frame.path.suffix == ".png" for frame in open_capture(write_crops(footage, solution, CONFIG)).frames)
+
+
 def test_a_panorama_is_on_one_side_of_the_split(solved: tuple[Footage, Solution], tmp_path: Path) -> None:
     footage, solution = solved
     capture = open_capture(write_crops(footage, solution, CONFIG).parent)
@@ -97,6 +116,15 @@ def test_a_panorama_is_on_one_side_of_the_split(solved: tuple[Footage, Solution]
     held_out = {scene.info.names[i].rpartition("_")[0] for i in scene.info.test}
     trained = {scene.info.names[i].rpartition("_")[0] for i in scene.info.train}
     assert len(held_out) == 2 and len(trained) == 8 and not held_out & trained
+
+
+@pytest.mark.parametrize("rule", ["every:5", "fraction:0.8"])
+def test_crops_of_a_panorama_stay_together_in_any_split(solved: tuple[Footage, Solution], rule: str) -> None:
+    footage, solution = solved
+    frames = sorted(open_capture(write_crops(footage, solution, CONFIG).parent).frames, key=lambda frame: frame.name)
+    train, test, _ = split_names(frames, rule)
+    sides = [{name.rpartition("_")[0] for name in names} for names in (train, test)]
+    assert (len(train), len(test)) == (8 * 8, 8 * 2) and not sides[0] & sides[1]
 
 
 def test_masks_are_cut_alike(solved: tuple[Footage, Solution]) -> None:

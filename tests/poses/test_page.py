@@ -19,8 +19,8 @@ from posed_ring import ring, write_capture
 
 from lightfold.errors import RunError
 from lightfold.geometry import Similarity, so3_exp
-from lightfold.poses.page import document, page
-from lightfold.poses.quality import assess, write_quality
+from lightfold.poses.page import document, page, write_quality
+from lightfold.poses.quality import assess
 from lightfold.poses.solve import SubModel
 
 HOSTILE = '<script>alert("1")</script>&'

@@ -73,6 +73,20 @@ def test_photographs_lie_over_the_background_and_few_are_kept(nerfacto: Subject)
     assert thumbnail is not None and max(thumbnail.shape) <= 96
 
 
+def test_light_learnt_in_pq_is_shown_as_srgb(nerfacto: Subject) -> None:
+    info = replace(nerfacto.info, hdr_exposure=1.0, background=None)
+    subject = Subject("ball", info, Sphere(info, shaded=True), None, nerfacto.scene)  # type: ignore[arg-type]
+    white = torch.ones(3)
+    look = look_of(subject, background=white)
+    camera = look.camera()
+    shown, learnt = subject.render(camera, look).rgb, Sphere(info, shaded=True).render(camera).rgb
+    torch.testing.assert_close(shown[0, 0], white, atol=1e-3, rtol=0)
+    torch.testing.assert_close(shown[12, 12], info.shown(learnt[12, 12]))
+    photo, view = subject.photo(1), nerfacto.scene.view(1)  # type: ignore[union-attr]
+    assert photo is not None
+    torch.testing.assert_close(photo, info.shown(view.rgb * view.alpha[..., None]))
+
+
 def test_many_cameras_are_thinned_out_evenly() -> None:
     info = info_of([camera_at(eye, torch.zeros(3)) for eye in ring(1000)])
     shown = Subject("many", replace(info), None).shown_views()

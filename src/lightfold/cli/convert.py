@@ -133,8 +133,11 @@ def convert(capture: Capture, arguments: ConvertArguments, out: Path) -> list[st
     """
     from ..export.cameras import TARGETS, lost, placed, write_cameras
     from ..export.carry import carry, smaller_pictures
+    from ..light import holds_light
     from .export import stages
 
+    if arguments.factors and any(holds_light(frame) for frame in capture.frames):
+        raise ConfigError("--factors makes pictures of 8 bits, and this capture holds light; leave it out.")
     target = TARGETS[arguments.to]
     notes = [*capture.notes, *lost(capture, arguments.to)]
     capture, more = _with_split(capture) if arguments.to == "blender" else (capture, [])

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import machine
-from ..errors import LightfoldError
+from .. import cache, machine
+from ..errors import ConfigError, LightfoldError
 from . import console
 from .arguments import parse
 
@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
 
     torch.set_num_threads(machine.default_threads())
     advice: list[str] = []
-    rows = [*system(), *packages(), *kernels(advice), *devices(), *caches()]
+    rows = [*system(), *packages(), *kernels(advice), *devices(), *caches(advice)]
     if arguments.measure and machine.instruction_set() != "not built":
         rows += speed(advice)
     console.table(rows, title="lightfold doctor")
@@ -152,12 +152,20 @@ def devices() -> list[tuple[str, str]]:
     ]
 
 
-def caches() -> list[tuple[str, str]]:
-    """Where decoded pictures are kept, and how much."""
+def caches(advice: list[str]) -> list[tuple[str, str]]:
+    """Where decoded pictures are kept, how much, and how much it may become."""
     folder = machine.cache_folder()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(_existing(folder)).free
-    return [("picture cache", f"{folder}: {size / 2**20:.0f} MiB, may be deleted; {free / 2**30:.0f} GiB free")]
+    most = f"half of what the disk has left ({cache.LIMIT} in gigabytes sets another limit)"
+    try:
+        stated = cache.stated_limit()
+    except ConfigError as error:
+        advice.append(str(error))
+    else:
+        most = most if stated is None else f"{stated / 1e9:g} GB ({cache.LIMIT})"
+    told = f"{folder}: {size / 1e9:.1f} GB, may be deleted; at most {most}; {free / 1e9:.0f} GB free"
+    return [("picture cache", told)]
 
 
 def _existing(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..cameras import Camera, Lens
@@ -28,7 +28,7 @@ from ..capture import Capture, Frame
 from ..errors import CaptureError
 from ..files import whole_file
 from ..formats.frames import FrameError, Names, printable, read_header
-from ..images import UNREADABLE, Progress, area_resize, decode, read_depth
+from ..images import UNREADABLE, Progress, area_resize, decode, mask_counts, read_depth
 from ..paths import FISHEYE, PERSPECTIVE
 
 CENTRED = 0.05
@@ -270,7 +270,7 @@ def _carried(frame: Frame, number: int, name: str, folder: Path, holds: Holds, c
         target = folder / f"{name}.png"
         rgb, alpha = decode(frame.path, frame.exif_rotate)
         if merged:
-            outline = (255 * counts(frame, rgb.shape[1], rgb.shape[0])).astype(np.uint8)
+            outline = (255 * mask_counts(frame, rgb.shape[1], rgb.shape[0])).astype(np.uint8)
             alpha = outline if alpha is None else np.minimum(alpha, outline)
             remarks.add("silhouettes are now the alpha channel of their picture")
         if bent:
@@ -291,7 +291,7 @@ def _carried(frame: Frame, number: int, name: str, folder: Path, holds: Holds, c
             alpha = decode(frame.path)[1]
     moved = replace(
         frame, path=target, name=target.relative_to(folder).as_posix(), camera=wanted, exif_rotate=False,
-        mask=None, mask_inverted=False, mask_is_alpha=False, depth=None, depth_scale=Frame.depth_scale,
+        mask=None, mask_inverted=False, mask_is_alpha=False, depth=None, depth_scale=Frame.depth_scale, smaller={},
     )  # fmt: skip
     if not merged:
         moved = _with_mask(moved, frame, alpha, number, bent, folder, holds, copy, remarks)
@@ -331,7 +331,7 @@ def _with_mask(
         width, height = moved.camera.width, moved.camera.height
         plane = np.full((height, width), 255, dtype=np.uint8)
         if frame.mask is not None:
-            plane = (255 * counts(frame, frame.camera.width, frame.camera.height)).astype(np.uint8)
+            plane = (255 * mask_counts(frame, frame.camera.width, frame.camera.height)).astype(np.uint8)
             if bent:
                 plane = resampled(plane[:, :, None], frame.camera, moved.camera, nearest=True)[:, :, 0].astype(np.uint8)
         if alpha is not None:
@@ -393,20 +393,6 @@ def _resampled_picture(
     both = np.concatenate([colour, 255 * planes[:, :, 3:]], axis=2)
     levels = np.clip(both + 0.5, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(levels[:, :, :3]), np.ascontiguousarray(levels[:, :, 3])
-
-
-def counts(frame: Frame, width: int, height: int) -> NDArray[np.bool_]:
-    """[height, width] which pixels a frame's mask lets count, or holds for the object. Raises one of UNREADABLE."""
-    assert frame.mask is not None
-    with Image.open(frame.mask) as file:
-        file.load()
-        image: Image.Image = ImageOps.exif_transpose(file) if frame.exif_rotate else file
-        levels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-        # Lossy compression leaves noise around zero.
-        plane = (levels > 127 if file.format == "JPEG" else levels != 0) != frame.mask_inverted
-    rows = (np.arange(height) * 2 + 1) * plane.shape[0] // (2 * height)
-    columns = (np.arange(width) * 2 + 1) * plane.shape[1] // (2 * width)
-    return np.asarray(plane[rows][:, columns])
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

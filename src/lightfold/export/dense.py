@@ -80,9 +80,9 @@ def write_dense(
         in_camera = torch.where(away, -in_camera, in_camera) * known[..., None]
         write_map(stereo / "depth_maps" / f"{name}.geometric.bin", depth.numpy())
         write_map(stereo / "normal_maps" / f"{name}.geometric.bin", in_camera.numpy())
-        rgb = image.rgb
+        rgb = info.shown(image.rgb)
         if scene is not None:
-            rgb = straightened(scene.view(view.index).rgb, taken[view.index], camera)
+            rgb = straightened(info.shown(scene.view(view.index).rgb), taken[view.index], camera)
         save_picture(folder / "images" / name, to_uint8(rgb))
     points = sparse_points(method, views, b_from_scene, progress)
     frames = [

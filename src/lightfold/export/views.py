@@ -40,7 +40,7 @@ class Seen:
 
     camera: scene frame, of the size of the depth.
     index:  which of `SceneInfo.cameras` it is.
-    rgb:    [H', W', 3] uint8; of any size, as it is looked up by position and not by pixel.
+    rgb:    [H', W', 3] uint8, sRGB; of any size, as it is looked up by position and not by pixel.
     depth:  [H, W] distance along the ray in scene units, infinite where the ray meets nothing.
     nearest, farthest: [H, W] the same over each pixel and its eight neighbours: at an edge, both sides.
     normal: [H, W, 3] unit, in world axes, 0 where unknown.
@@ -84,7 +84,7 @@ def render_views(method: Method, count: int = 60, side: int = 400, progress: Pro
             Seen(
                 camera=camera,
                 index=index,
-                rgb=(image.rgb.clamp(0, 1) * 255).round().to(torch.uint8),
+                rgb=(method.info.shown(image.rgb).clamp(0, 1) * 255).round().to(torch.uint8),
                 depth=depth,
                 nearest=-F.max_pool2d(-around, 3, stride=1)[0],
                 farthest=F.max_pool2d(around, 3, stride=1)[0],

@@ -57,7 +57,7 @@ def refuse_foreign(out: Path, source: Sequence[Path]) -> None:
     before = source_of(out)
     if before is not None and before != name_of(source):
         raise CaptureError(f"{out} is the capture of {before}; choose another folder, so that it is not overwritten.")
-    for folder in (out / "images", out / "masks"):
+    for folder in (out / "images", out / "masks", out / "light"):
         with suppress(OSError):
             if before is None and any(folder.iterdir()):
                 raise CaptureError(
@@ -129,13 +129,14 @@ class Journal:
         except OSError as error:
             raise RunError(f"{path} could not be written: {error.strerror or error}.") from error
 
-    def _paths(self, shot: Shot) -> tuple[Path, Path | None]:
+    def _paths(self, shot: Shot) -> tuple[Path, Path | None, Path | None]:
         place = Footage(self.out, "photos", False, ())
-        return place.image(shot), place.mask(shot)
+        return place.image(shot), place.mask(shot), place.light(shot)
 
     def _stamps(self, shot: Shot) -> tuple[list[int] | None, list[int] | None]:
-        image, mask = self._paths(shot)
-        return stamp(image), None if mask is None else stamp(mask)
+        image, mask, light = self._paths(shot)
+        whole = light is None or light.is_file()
+        return stamp(image) if whole else None, None if mask is None else stamp(mask)
 
 
 def mark(out: Path, source: Sequence[Path], fingerprint: str) -> None:
@@ -161,5 +162,6 @@ def _read(path: Path) -> list[str]:
 
 
 def _files(footage: Footage) -> list[Path]:
-    found = (path for shot in footage.shots for path in (footage.image(shot), footage.mask(shot)))
+    made = (footage.image, footage.mask, footage.light)
+    found = (of(shot) for shot in footage.shots for of in made)
     return [path for path in found if path is not None]

@@ -305,7 +305,8 @@ def _write_crops(
             _save(
                 Image.fromarray(np.where(cut(mask_planes, where, crop)[:, :, 0] == 255, 255, 0).astype(np.uint8)), mask
             )
-        written.append(Frame(path, crop, f"images/{name}", mask=mask, time=frame.time, split=frame.split))
+        of = frame.group or frame.name
+        written.append(Frame(path, crop, f"images/{name}", mask=mask, time=frame.time, split=frame.split, group=of))
     return written
 
 

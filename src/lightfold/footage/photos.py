@@ -4,6 +4,9 @@ Two passes. The first reads headers: what can be a picture at all, what it was t
 files say the same thing twice. The second decodes, in a few threads: it proves that a picture is whole, measures it,
 and puts it into out/images. A file that needs no change (an upright JPEG or PNG with 8 bits, without transparency) is
 linked there and costs no space; others become copies. The user's files are only ever read.
+
+Pictures of light (EXR, .hdr) are shown to the pose engine as 8-bit copies, each at the exposure that suits it; the
+light itself is linked into out/light, for the training.
 """
 
 from __future__ import annotations
@@ -30,10 +33,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from .. import colour, light
 from ..cameras import Camera, Lens
+from ..capture import Frame
 from ..errors import CaptureError, ConfigError, RunError
 from ..files import whole_file
 from ..formats.frames import (
@@ -47,7 +53,8 @@ from ..formats.frames import (
     read_header,
 )
 from ..formats.lens_file import read_lens_file
-from ..formats.photos import NOT_PHOTOS, guess_lens
+from ..formats.photos import NOT_PHOTOS, guess_lens, pictures_among
+from ..images import decode as eight_bits
 from . import gathered
 from .masks import LARGEST_PIXELS, UNREADABLE, Mask, Masks, Unusable, patient_pillow, save_mask, upright
 from .sharpness import LONG_SIDE, reduced_grey, sharpness
@@ -138,7 +145,7 @@ def gather_photos(
     dropped: list[tuple[str, str]] = []
     path, names = inside_images(path, find_photos(path, dropped, besides=out))
     if not names:
-        raise CaptureError(f"{path} holds no pictures ({', '.join(PICTURE_SUFFIXES)}, HEIC or camera raw).")
+        raise CaptureError(f"{path} holds no pictures ({', '.join(PICTURE_SUFFIXES)}, EXR, HEIC or camera raw).")
     with patient_pillow():
         masks = Masks(path, config.mask)
         fingerprint = _fingerprint(path, names, masks, config)
@@ -187,7 +194,8 @@ def gather_photos(
 
 
 def find_photos(folder: Path, dropped: list[tuple[str, str]], besides: Path | None = None) -> list[str]:
-    """Relative paths of the pictures in a folder, naturally sorted, raw files and HEIC included.
+    """Relative paths of the pictures in a folder, naturally sorted: raw files and HEIC too, and EXR and .hdr
+    where there is nothing else.
 
     What cannot be listed is added to `dropped`. besides: a folder inside that is not looked into. Raises CaptureError
     when the folder itself cannot be listed.
@@ -200,7 +208,7 @@ def find_photos(folder: Path, dropped: list[tuple[str, str]], besides: Path | No
             raise CaptureError(f"{folder} cannot be listed: {error.strerror or error}.") from error
         dropped.append((str(error.filename), f"the folder cannot be listed ({error.strerror or error})"))
 
-    suffixes = (*PICTURE_SUFFIXES, *HEIC_SUFFIXES, *RAW_SUFFIXES)
+    suffixes = (*PICTURE_SUFFIXES, *HEIC_SUFFIXES, *RAW_SUFFIXES, *light.SUFFIXES)
     names = []
     for place, inside, files in os.walk(folder, onerror=report):
         inside[:] = [n for n in inside if not n.startswith(".") and n.lower() not in NOT_PHOTOS]
@@ -208,7 +216,7 @@ def find_photos(folder: Path, dropped: list[tuple[str, str]], besides: Path | No
         for name in files:
             if name.lower().endswith(suffixes) and not name.startswith((".", "dynamic_mask_")):
                 names.append(os.path.relpath(os.path.join(place, name), folder).replace(os.sep, "/"))
-    return sorted(names, key=natural_key)
+    return sorted(pictures_among(names), key=natural_key)
 
 
 def inside_images(folder: Path, names: list[str]) -> tuple[Path, list[str]]:
@@ -227,6 +235,9 @@ def look(root: Path, name: str) -> PhotoFile:
             raise Unusable("the file is empty")
         if lower.endswith(RAW_SUFFIXES):
             photo = _look_raw(path, name)
+        elif lower.endswith(light.SUFFIXES):
+            header = read_header(path)
+            photo = PhotoFile(path, name, header, plain=False, lossy=False, gps=None, time=None, device=_device(header))
         else:
             if lower.endswith(HEIC_SUFFIXES):
                 _extra("pillow_heif", "pillow-heif", "heic").register_heif_opener()
@@ -267,6 +278,8 @@ def decode(photo: PhotoFile) -> tuple[Image.Image, Mask | None]:
     with _decoding(photo):
         if photo.name.lower().endswith(RAW_SUFFIXES):
             return _develop(photo.path), None
+        if photo.name.lower().endswith(light.SUFFIXES):
+            return _shown(photo.path)
         with Image.open(photo.path) as file:
             file.load()
             return _eight_bit(upright(file, photo.header.orientation))
@@ -497,7 +510,7 @@ def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str, known
     if fitted is not None:
         lens, parameters = fitted.to_colmap()
         focal, words = float(fitted.intrinsics[:2].mean()), ["calibrated", f"{size[0]}x{size[1]}"]
-    return Shot(
+    shot = Shot(
         name=name,
         source=str(photo.path),
         width=size[0],
@@ -512,6 +525,10 @@ def _make(item: tuple[PhotoFile, str], out: Path, masks: Masks, lens: str, known
         sharpness=sharpness(grey),
         brightness=float(grey.mean()) / 255,
     )
+    kept = Footage(out, "photos", False, ()).light(shot)
+    if kept is not None:
+        _link(photo.path, kept)
+    return shot
 
 
 def _fitted(known: Camera, size: tuple[int, int]) -> Camera | None:
@@ -579,6 +596,17 @@ def _develop(path: Path) -> Image.Image:
             return Image.fromarray(raw.postprocess(use_camera_wb=True, output_bps=8))
     except rawpy.LibRawError as error:
         raise Unusable("its pixels are damaged") from error
+
+
+def _shown(path: Path) -> tuple[Image.Image, Mask | None]:
+    """A picture of light as 8-bit sRGB, and where it is opaque. What is brighter than white is white."""
+    found, alpha = light.read_light(Frame(path, None, path.name), eight_bits)
+    luminance = found[::4, ::4] @ np.array(colour.SRGB_LUMINANCE, dtype=np.float32)
+    lit = luminance[luminance > 0]
+    exposure = colour.fitting_exposure(float(np.median(lit)) if lit.size else 0.0)
+    shown = colour.srgb_from_linear(torch.from_numpy(found * np.float32(exposure)).clamp_(0, 1))
+    opaque = None if alpha is None else alpha >= OPAQUE
+    return Image.fromarray((255 * shown + 0.5).to(torch.uint8).numpy()), opaque
 
 
 def _eight_bit(picture: Image.Image) -> tuple[Image.Image, Mask | None]:

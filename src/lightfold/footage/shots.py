@@ -4,6 +4,7 @@ Photos, video and panoramas become the same thing here, whatever they were: a fo
 
     images/NAME           8-bit RGB or grey JPEG or PNG, upright (no EXIF orientation left to apply)
     masks/NAME.png        where a picture has a mask: non-zero pixels count
+    light/NAME            the EXR or .hdr files that pictures were made from, with that suffix: what training sees
     footage.json          this module's `Footage`
 
 Whoever gathers footage decides what is usable and says why the rest is not; nothing after it meets a damaged file.
@@ -20,6 +21,7 @@ from typing import Any
 from ..cameras import Lens
 from ..errors import CaptureError
 from ..files import whole_file
+from ..light import SUFFIXES as LIGHT_SUFFIXES
 
 VERSION = 1
 KINDS = ("photos", "video", "panoramas")
@@ -84,6 +86,11 @@ class Footage:
     def mask(self, shot: Shot) -> Path | None:
         """The mask of a shot, or None."""
         return self.root / "masks" / f"{shot.name}.png" if shot.mask else None
+
+    def light(self, shot: Shot) -> Path | None:
+        """The light of which a shot's picture is a copy in 8 bits, or None where the picture is the photograph."""
+        suffix = Path(shot.source).suffix
+        return self.root / "light" / Path(shot.name).with_suffix(suffix) if suffix.lower() in LIGHT_SUFFIXES else None
 
     def save(self) -> None:
         """Write footage.json."""

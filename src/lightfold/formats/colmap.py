@@ -37,6 +37,7 @@ from .frames import (
     printable,
     read_header,
     require_frames,
+    smaller_note,
 )
 
 LOOKS_FOR = "cameras and images (.bin or .txt) in it, or in sparse/0, sparse, colmap/sparse/0 or dense/sparse inside it"
@@ -74,8 +75,8 @@ def sniff(path: Path) -> bool:
 def read(path: Path) -> Capture:
     """Read the model with the most images, and find its pictures beside or above it.
 
-    Masks (masks/NAME.png) and depth maps (depths/NAME.png or .npy) parallel to the pictures are taken along. Naming a
-    picture folder, such as SCENE/images_4, chooses it. Raises CaptureError.
+    Masks (masks/NAME.png) and depth maps (depths/NAME.png or .npy, else those of a dense workspace) parallel to the
+    pictures are taken along. Naming a picture folder, such as SCENE/images_4, chooses it. Raises CaptureError.
     """
     chosen = path if path.name in PICTURE_FOLDERS and not _models(path) else None
     root = path.parent if chosen is not None else path
@@ -87,14 +88,9 @@ def read(path: Path) -> Capture:
     cameras = _read(model, "cameras")
     images = sorted(_read(model, "images"), key=lambda image: natural_key(image.name))
     folder = chosen or _picture_folder(root, model, images)
-    smaller = [name for name in PICTURE_FOLDERS[1:] if name != folder.name and os.path.isdir(folder.parent / name)]
-    if chosen is None and folder.name == PICTURE_FOLDERS[0] and smaller:
-        # Published numbers are of the data set's own smaller pictures, which no resizing of ours gives back exactly.
-        where = folder.parent / smaller[0]
-        notes.append(f"The pictures are those of {folder.name}; name {where} to use the smaller ones that are there.")
     tally = Tally()
     frames, frame_of_image = _frames(images, {c.id: c for c in cameras}, folder, tally)
-    notes += tally.notes(len(images), "images")
+    notes += [*smaller_note(frames), *tally.notes(len(images), "images")]
     require_frames(frames, len(images), model, notes)
     return Capture(
         root=root,
@@ -257,14 +253,28 @@ def _frame(image: _Image, cameras: dict[int, _Intrinsics], folder: Path, tally: 
     # masks_4 goes with images_4; a single masks folder goes with all.
     scale = folder.name.removeprefix("images") if folder.name in PICTURE_FOLDERS else ""
     mask = find_companion(parallel / f"masks{scale}", image.name, (".png", ".jpg", ".jpeg"))
+    # What patch_match_stereo leaves is in the model's unit; maps that agree with their neighbours' come first.
+    dense = find_companion(parallel / "stereo" / "depth_maps", image.name, (".geometric.bin", ".photometric.bin"))
+    depth = find_companion(parallel / "depths", image.name, (".png", ".npy"))
     return Frame(
         path=path,
         camera=fitted,
         name=names.new(image.name),
         mask=mask or find_companion(parallel / "masks", image.name, (".png", ".jpg", ".jpeg")),
-        depth=find_companion(parallel / "depths", image.name, (".png", ".npy")),
+        depth=depth or dense,
+        depth_scale=1.0 if depth is None and dense is not None else Frame.depth_scale,
         exif_rotate=rotate,
+        smaller=_smaller(folder, image.name),
     )
+
+
+def _smaller(folder: Path, name: str) -> dict[int, Path]:
+    """The copies of a picture in images_2, images_4 and images_8 beside images, by their factor."""
+    if folder.name != PICTURE_FOLDERS[0]:
+        return {}
+    others = [other for other in PICTURE_FOLDERS[1:] if os.path.isdir(folder.parent / other)]
+    copies = {int(other[-1]): _picture(folder.parent / other, name) for other in others}
+    return {factor: copy for factor, copy in copies.items() if copy is not None}
 
 
 def _camera(row: _Intrinsics, cam_from_world: Tensor) -> Camera:
@@ -386,7 +396,8 @@ class _Bytes:
         return np.frombuffer(bytes(self.data[begun : self.at]), dtype=kind)
 
 
-def _binary_cameras(path: Path) -> Iterator[_Intrinsics]:
+def binary_cameras(path: Path) -> Iterator[_Intrinsics]:
+    """The rows of cameras.bin. Raises CaptureError, and OSError."""
     file = _Bytes(path)
     (count,) = file.numbers("Q")
     for i in range(count):
@@ -435,7 +446,8 @@ def _parsed(path: Path, number: int, what: str, words: list[str], parse: Callabl
         raise CaptureError(f"Line {number} of {path} is not {what}: {' '.join(words)[:80]!r}.") from error
 
 
-def _text_cameras(path: Path) -> Iterator[_Intrinsics]:
+def text_cameras(path: Path) -> Iterator[_Intrinsics]:
+    """The rows of cameras.txt. Raises CaptureError, and OSError."""
     for number, line in _lines(path):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -499,12 +511,12 @@ def _text_points(path: Path) -> Iterator[tuple[tuple[float, ...], np.ndarray]]:
 
 
 BINARY_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
-    "cameras": _binary_cameras,
+    "cameras": binary_cameras,
     "images": _binary_images,
     "points3D": _binary_points,
 }
 TEXT_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
-    "cameras": _text_cameras,
+    "cameras": text_cameras,
     "images": _text_images,
     "points3D": _text_points,
 }

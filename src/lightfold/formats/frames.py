@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import light
 from ..cameras import Camera
+from ..capture import Frame
 from ..errors import CaptureError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -128,6 +129,18 @@ def list_pictures(folder: Path) -> list[str]:
         return sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(PICTURE_SUFFIXES) and e.is_file())
     except OSError as error:
         raise CaptureError(f"The folder {folder} cannot be listed: {error.strerror}.") from error
+
+
+def smaller_note(frames: Sequence[Frame]) -> tuple[str, ...]:
+    """A sentence on the factors by which a data set has smaller copies of all its pictures; nothing where it has none.
+
+    Published numbers are of those copies, which no resizing of ours gives back exactly.
+    """
+    factors = sorted(set.intersection(*(set(frame.smaller) for frame in frames))) if frames else []
+    if not factors:
+        return ()
+    options = " or ".join(f"--scene.downscale {factor}" for factor in factors)
+    return (f"The data set has smaller copies of its pictures: {options} uses them.",)
 
 
 # --- headers --------------------------------------------------------------------------------------------------------

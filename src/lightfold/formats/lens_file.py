@@ -56,7 +56,7 @@ def read_lens_file(path: Path) -> Camera:
 
 
 def _from_colmap(path: Path) -> Camera:
-    rows = list(colmap._binary_cameras(path) if path.suffix.lower() == ".bin" else colmap._text_cameras(path))
+    rows = list(colmap.binary_cameras(path) if path.suffix.lower() == ".bin" else colmap.text_cameras(path))
     if len(rows) != 1:
         raise CaptureError(f"{path} holds {len(rows)} cameras, and it must be one; delete the lines of the others.")
     (row,) = rows
@@ -110,7 +110,7 @@ def _from_entries(values: dict[str, Any], path: Path) -> Camera:
         if "w" not in values or "h" not in values:
             raise CaptureError(f"{path} does not say for which size of picture it holds; add w and h.")
         header = Header(int(values["w"]), int(values["h"]), orientation=1, has_alpha=False, exif={}, xmp=b"")
-        return transforms._intrinsics(transforms.Entry(values, str(path)), header)
+        return transforms.intrinsics_of(transforms.Entry(values, str(path)), header)
     raise ValueError("nothing known")
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-import tokenize
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from ..cameras import Camera, Lens
 from ..capture import Capture, Frame, Points
 from ..errors import CaptureError
-from ..files import whole_file
+from ..files import mapped_array, whole_file
 from .frames import (
     LARGEST_SIDE,
     FrameError,
@@ -32,6 +32,7 @@ from .frames import (
     printable,
     read_header,
     require_frames,
+    smaller_note,
 )
 
 LOOKS_FOR = "poses_bounds.npy with a folder images, images_2, images_4 or images_8 beside it"
@@ -66,9 +67,11 @@ def read(path: Path) -> Capture:
         )
     tally, names = Tally(), Names()
     frames = []
-    for name, row in zip(pictures, rows, strict=True):
+    copies = _smaller(root, len(pictures)) if folder.name == PICTURE_FOLDERS[0] else {}
+    for i, (name, row) in enumerate(zip(pictures, rows, strict=True)):
         try:
-            frames.append(_frame(row, folder / name, names.new(f"{folder.name}/{name}")))
+            frame = _frame(row, folder / name, names.new(f"{folder.name}/{name}"))
+            frames.append(replace(frame, smaller={factor: paths[i] for factor, paths in copies.items()}))
         except FrameError as reason:
             tally.add(str(reason), name)
     notes = list(tally.notes(len(rows)))
@@ -76,7 +79,8 @@ def read(path: Path) -> Capture:
     bounds = rows[:, 15:]
     bounds = bounds[np.isfinite(bounds).all(axis=1) & (bounds > 0).all(axis=1) & (bounds[:, 0] < bounds[:, 1])]
     others = [other for other in PICTURE_FOLDERS if other != folder.name and os.path.isdir(root / other)]
-    if others:
+    notes += smaller_note(frames)
+    if others and not copies:
         notes.append(f"The pictures are those of {folder.name}; name {root / others[-1]} to use another resolution.")
     if len(bounds) == 0:
         notes.append("The depth bounds are not usable and are ignored.")
@@ -98,12 +102,11 @@ def _is_picture_folder(path: Path) -> bool:
 
 def _read_rows(file: Path) -> np.ndarray:
     try:
-        # Mapped first, so that a header that promises terabytes meets the size of the file, not of the memory.
-        array = np.load(file, allow_pickle=False, mmap_mode="r")
+        array = mapped_array(file)
         if array.ndim != 2 or array.shape[1] != 17 or array.dtype.kind not in "fiu":
             raise CaptureError(f"{file} should hold N x 17 numbers, but holds {array.dtype} of shape {array.shape}.")
         return np.array(array, dtype=np.float64)
-    except (OSError, ValueError, EOFError, SyntaxError, AttributeError, OverflowError, tokenize.TokenError) as error:
+    except (OSError, ValueError) as error:
         raise CaptureError(f"{file} is not a NumPy array of N x 17 numbers: {error}") from error
 
 
@@ -112,6 +115,16 @@ def _picture_folder(root: Path) -> Path:
         if os.path.isdir(root / name):
             return root / name
     raise CaptureError(f"{root} has poses_bounds.npy but none of the picture folders {', '.join(PICTURE_FOLDERS)}.")
+
+
+def _smaller(root: Path, count: int) -> dict[int, list[Path]]:
+    """The pictures of images_2, images_4 and images_8 in their order, by their factor, where they are as many."""
+    found = {}
+    for name in PICTURE_FOLDERS[1:]:
+        pictures = list_pictures(root / name) if os.path.isdir(root / name) else []
+        if len(pictures) == count:
+            found[int(name[-1])] = [root / name / picture for picture in pictures]
+    return found
 
 
 def _frame(row: np.ndarray, path: Path, name: str) -> Frame:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import tokenize
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from ..cameras import Camera, Lens
 from ..errors import CaptureError
+from ..files import mapped_array
 from .calibration import calibrated, read_bytes
 from .frames import Tally, cam_from_world, find_picture, fit_camera, natural_key, read_header
 
 LARGEST_FILE = 2**20
-DAMAGED_ARRAY: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, SyntaxError, AttributeError, OverflowError)
-DAMAGED_ARRAY += (RuntimeError, MemoryError, tokenize.TokenError)
-"""What NumPy raises on an npy file whose header is damaged: it is Python, and goes through its parser."""
 OFF_CENTRE = 0.2
 """Share of a side by which a principal point may lie off the middle before somebody should hear of it."""
 
@@ -60,12 +57,11 @@ def read_matrix(file: Path, what: str) -> np.ndarray:
 def read_array(file: Path, what: str, *tail: tuple[int, ...]) -> np.ndarray:
     """An npy file of numbers [N, *tail] as float64, for one of the tails. Raises CaptureError."""
     try:
-        # Mapped first, so that a header that promises terabytes meets the size of the file, not of the memory.
-        array = np.load(file, allow_pickle=False, mmap_mode="r")
+        array = mapped_array(file)
         if array.ndim < 1 or array.shape[1:] not in tail or array.dtype.kind not in "fiu":
             raise CaptureError(f"{file} should hold {what}, but holds {array.dtype} of shape {array.shape}.")
         return np.array(array, dtype=np.float64)
-    except DAMAGED_ARRAY as error:
+    except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CaptureError(f"{file} is not a NumPy array of {what}: {reason}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import ExifTags
 
+from .. import light
 from ..cameras import Lens
 from ..capture import Capture, Frame, LensGuess
 from ..errors import CaptureError
@@ -25,11 +26,13 @@ from .frames import (
 )
 
 LOOKS_FOR = "pictures (" + ", ".join(suffix[1:] for suffix in PICTURE_SUFFIXES) + "), in folders inside it too"
+LOOKS_FOR += "; exr and hdr where there are no others"
 # Folders beside the photos that hold something else, or the same photos smaller.
 NOT_PHOTOS = {"mask", "masks", "depth", "depths", "normals", "sparse", "colmap", "stereo"}
 NOT_PHOTOS |= {"images_2", "images_4", "images_8"}
 # The diagonal of 35 mm film, to which FocalLengthIn35mmFilm refers (CIPA DCG-001).
 FILM_DIAGONAL_MM = math.hypot(36, 24)
+KNOWN_SUFFIXES = PICTURE_SUFFIXES + light.SUFFIXES
 MILLIMETRES: dict[float, float] = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 
 
@@ -45,7 +48,7 @@ def read(path: Path) -> Capture:
     """
     if not os.path.isdir(path):
         raise CaptureError(f"{path} is not a folder.")
-    written = sorted(_walk(path), key=natural_key)
+    written = sorted(pictures_among(list(_walk(path))), key=natural_key)
     tally, names = Tally(), Names()
     frames = []
     for name in written:
@@ -74,8 +77,13 @@ def _walk(root: Path) -> Iterator[str]:
     for folder, inside, files in os.walk(root):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name.lower() not in NOT_PHOTOS)
         for name in sorted(files):
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith((".", "dynamic_mask_")):
+            if name.lower().endswith(KNOWN_SUFFIXES) and not name.startswith((".", "dynamic_mask_")):
                 yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def pictures_among(names: list[str]) -> list[str]:
+    """The names without EXR and .hdr files, unless there is nothing else: beside photographs they are depth maps."""
+    return [name for name in names if not name.lower().endswith(light.SUFFIXES)] or names
 
 
 # --- what a header suggests -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ ignored.
                dynamic_mask_NAME.png and NAME.alpha.EXT beside the pictures
   nerfstudio   camera_model, distortion_params, fisheye_crop_radius, mask_path, depth_file_path, ply_file_path,
                train/val/test_filenames, applied_transform, applied_scale, orientation_override
-  ours         depth_unit_scale_factor, mask_inverted, mask_is_alpha (the mask is a silhouette), time, near, far,
+  ours         depth_unit_scale_factor, mask_inverted, mask_is_alpha (the mask is a silhouette), time, group, near, far,
                background, metric; k5, k6 of FULL_OPENCV; distortion_params in COLMAP's order for the lens models that
                nerfstudio does not have; lens, the exact name of a lens whose camera_model is a larger one that others
                know
@@ -292,7 +292,7 @@ def _frame(entry: Entry, root: Path, written: str, tally: Tally, names: Names) -
         raise FrameError("were left out because the picture is not on disk")
     matrix = _matrix(entry, tally, written)
     header = read_header(path)
-    camera = replace(_intrinsics(entry, header), cam_from_world=cam_from_world(matrix))
+    camera = replace(intrinsics_of(entry, header), cam_from_world=cam_from_world(matrix))
     fitted, rotate = fit_camera(camera, header)
     if (fitted.width, fitted.height) != (camera.width, camera.height):
         tally.add("have intrinsics for another size than the picture's, which were scaled", written)
@@ -308,6 +308,7 @@ def _frame(entry: Entry, root: Path, written: str, tally: Tally, names: Names) -
         depth=depth,
         depth_scale=depth_scale,
         time=entry.number("time"),
+        group=entry.text("group"),
         mask_inverted=inverted,
         mask_is_alpha=silhouette,
         exif_rotate=rotate,
@@ -380,7 +381,7 @@ def _depth(entry: Entry, root: Path, tally: Tally, written: str) -> tuple[Path |
 # --- intrinsics -----------------------------------------------------------------------------------------------------
 
 
-def _intrinsics(entry: Entry, header: Header) -> Camera:
+def intrinsics_of(entry: Entry, header: Header) -> Camera:
     """The camera of a frame, at the origin, at the size that the file states (by default the picture's)."""
     width, height = _side(entry, "w", header.width), _side(entry, "h", header.height)
     lens, coefficients = _lens(entry)
@@ -703,7 +704,7 @@ def shared(frames: list[dict[str, Any]]) -> dict[str, Any]:
     first = frames[0] if frames else {}
     per_frame = (
         *("file_path", "transform_matrix", "mask_path", "depth_file_path", "time"),
-        *("mask_inverted", "mask_is_alpha", "depth_path", "integer_depth_scale"),
+        *("mask_inverted", "mask_is_alpha", "depth_path", "integer_depth_scale", "group"),
     )
     together = (*COEFFICIENTS, "distortion_params")
     groups = [(key,) for key in first if key not in (*per_frame, *together)] + [together]
@@ -755,6 +756,8 @@ def _written_frame(frame: Frame, camera: Camera, folder: Path) -> dict[str, Any]
         entry["depth_unit_scale_factor"] = frame.depth_scale
     if frame.time is not None:
         entry["time"] = frame.time
+    if frame.group is not None:
+        entry["group"] = frame.group
     return entry
 
 

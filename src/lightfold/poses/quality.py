@@ -15,7 +15,6 @@ from ..formats.frames import printable
 from ..geometry import closest_point_to_lines
 from .agreement import AGREES, PAIR_MATCHES
 from .evidence import Evidence, gather
-from .page import write_quality
 from .seams import spanning_seams
 from .solve import Solution
 from .verdict import (
@@ -34,7 +33,7 @@ from .verdict import (
     rows,
 )
 
-__all__ = ["Quality", "assess", "rows", "write_quality"]
+__all__ = ["Quality", "assess", "rows"]
 
 FEW_FEATURES = 200
 """Keypoints below which a picture has too little detail, where others have more."""

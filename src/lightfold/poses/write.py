@@ -38,6 +38,7 @@ def read_model(footage: Footage, solution: Solution) -> Capture:
 def write_capture(footage: Footage, solution: Solution) -> Path:
     """Write transforms.json, and the points worth keeping beside it, for the chosen model. Returns the file.
 
+    Where the pictures are copies of light in 8 bits, it names the light.
     Raises CaptureError when the model or its pictures are gone, RunError when the files cannot be written.
     """
     capture = read_model(footage, solution)
@@ -45,7 +46,9 @@ def write_capture(footage: Footage, solution: Solution) -> Path:
         raise CaptureError(f"The model {solution.model} has no picture of {footage.root}.")
     points = capture.points
     path = footage.root / "transforms.json"
-    transforms.write(replace(capture, points=None if points is None else reliable(points)), path)
+    lights = {shot.name: footage.light(shot) for shot in footage.shots}
+    frames = tuple(replace(frame, path=lights.get(frame.name) or frame.path) for frame in capture.frames)
+    transforms.write(replace(capture, frames=frames, points=None if points is None else reliable(points)), path)
     return path
 
 

@@ -174,9 +174,9 @@ class CamerasTab:
             truth = torch.nn.functional.interpolate(
                 photo.permute(2, 0, 1)[None], (small.height, small.width), mode="area"
             )[0].permute(1, 2, 0)
-            image = subject.method.render(small)
-            error = float((image.rgb - truth).square().mean())
-            shown = [pictures.to_uint8(truth), pictures.to_uint8(image.rgb), pictures.error_colours(image.rgb, truth)]
+            rgb = subject.info.shown(subject.method.render(small).rgb)
+            error = float((rgb - truth).square().mean())
+            shown = [pictures.to_uint8(truth), pictures.to_uint8(rgb), pictures.error_colours(rgb, truth)]
             picture = np.concatenate(shown, axis=0 if camera.width >= camera.height else 1)
             score = f"{-10 * math.log10(max(error, 1e-10)):.2f} dB at {small.width} x {small.height}"
             self._image.image, self._image.label = picture, f"Photograph, rendering, error: {score}"

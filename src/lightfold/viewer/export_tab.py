@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import viser
 
+from ..export.cameras import TARGETS
 from .jobs import Job
 from .subject import Subject
 from .work import Work, one_of
 
 WHATS = ("mesh", "points", "cameras", "volume")
 MESHES = ("glb", "ply", "obj", "stl")
-CAMERAS = ("transforms", "colmap", "llff", "neus")
+CAMERAS = tuple(TARGETS)
 FRAMES = ("capture", "scene")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +61,16 @@ class Subject:
         return self.info.cameras[views[int(away.argmin())]]
 
     def render(self, camera: Camera, look: Look) -> Image:
-        """The method's picture of a camera, as a client wants to see it."""
+        """The method's picture of a camera, as a client wants to see it, in sRGB whatever the method learns in."""
         assert self.method is not None
+        background = None if look.background is None else self.info.coded(look.background)
         codes = self.codes
         if codes is None or look.appearance is None or not isinstance(self.method, HasColours):
-            return self.method.render(camera, look.background, look.crop)
-        code = codes.of(torch.tensor([look.appearance]))[0].detach()
-        return self.method.render(camera, look.background, look.crop, code=code)
+            image = self.method.render(camera, background, look.crop)
+        else:
+            code = codes.of(torch.tensor([look.appearance]))[0].detach()
+            image = self.method.render(camera, background, look.crop, code=code)
+        return replace(image, rgb=self.info.shown(image.rgb))
 
     @property
     def codes(self) -> AppearanceCodes | None:
@@ -90,14 +93,15 @@ class Subject:
         return sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRUSTUMS))}) if count else []
 
     def photo(self, index: int) -> Tensor | None:
-        """A photograph [H, W, 3] in [0, 1] over the scene's background, at training size; None without pictures."""
+        """A photograph [H, W, 3], sRGB in [0, 1], over the scene's background, at training size; None without any."""
         if self.scene is None:
             return None
         with self._lock:
             if index not in self._photos:
                 view = self.scene.view(index)
                 behind = torch.tensor(self.info.background or (0.0, 0.0, 0.0))
-                self._photos[index] = torch.lerp(behind.expand_as(view.rgb), view.rgb, view.alpha[..., None])
+                photo = torch.lerp(behind.expand_as(view.rgb), view.rgb, view.alpha[..., None])
+                self._photos[index] = self.info.shown(photo)
                 while len(self._photos) > REMEMBERED:
                     self._photos.popitem(last=False)
             self._photos.move_to_end(index)

@@ -43,9 +43,10 @@ class ViewTab:
             self.near = gui.add_number("Nearest", 0.5, min=1e-3, max=1e3, step=0.05, disabled=True)
             self.far = gui.add_number("Farthest", 5.0, min=1e-3, max=1e4, step=0.05, disabled=True)
         with gui.add_folder("Background", expand_by_default=False):
-            colour = tuple(round(255 * c) for c in subject.info.background or (0, 0, 0))
+            behind = subject.info.shown(torch.tensor(subject.info.background or (0.0, 0.0, 0.0)))
+            red, green, blue = (round(255 * c) for c in behind.tolist())
             self.own_background = gui.add_checkbox("Another colour", False)
-            self.colour = gui.add_rgb("Colour", (colour[0], colour[1], colour[2]))
+            self.colour = gui.add_rgb("Colour", (red, green, blue))
         with gui.add_folder("Crop box", expand_by_default=False):
             self.crop = gui.add_checkbox("Show only what is inside", False)
             self.size = gui.add_vector3("Sides", (2.0, 2.0, 2.0), min=(0.01,) * 3, max=(1000.0,) * 3, step=0.01)
