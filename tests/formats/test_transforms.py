@@ -112,6 +112,19 @@ def test_a_pose_moved_during_the_exposure_is_taken_at_its_middle(tmp_path: Path)
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
+def test_pictures_outside_the_folder_are_said(tmp_path: Path) -> None:
+    inner = tmp_path / "capture"
+    inner.mkdir()
+    save_picture(tmp_path / "private.png")
+    frames = [
+        {"file_path": name, "transform_matrix": torch.eye(4).tolist()}
+        for name in ("a.png", "../private.png", str(tmp_path / "private.png"))
+    ]
+    (note,) = [n for n in read(write_transforms(inner, document(frames=frames))).notes if "outside" in n]
+    assert note.startswith("2 of its files") and str(tmp_path / "private.png") in note
+    assert not [n for n in read(write_transforms(tmp_path, document())).notes if "outside" in n]
+
+
 def test_missing_pictures_are_one_note(tmp_path: Path) -> None:
     write_transforms(tmp_path, document())
     for name in NAMES[1:]:

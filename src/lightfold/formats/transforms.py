@@ -111,12 +111,24 @@ def read(path: Path) -> Capture:
     if unknown:
         notes.append(f"{len(unknown)} names in the lists of the splits belong to no frame: {listed(unknown)}.")
     require_frames(frames, found, file, notes)
+    notes += _elsewhere([frame for frame, _ in frames], file.parent)
     points = _points(document, file.parent, notes)
     radius = _crop_radius(document, frames, notes)
     capture = Capture(
         file.parent, "transforms", tuple(frame for frame, _ in frames), points, fisheye_crop_radius=radius
     )
     return with_facts(capture, document, notes)
+
+
+def _elsewhere(frames: list[Frame], root: Path) -> list[str]:
+    """A note on pictures, masks and depths outside the folder. `lightfold export` and others name files where they lie,
+    so they are read; but a capture from a stranger must not pick up what its user does not know of."""
+    paths = [path for frame in frames for path in (frame.path, frame.mask, frame.depth) if path is not None]
+    top = os.path.join(os.path.abspath(root), "")
+    outside = [full for full in map(os.path.abspath, paths) if not full.startswith(top)]
+    if not outside:
+        return []
+    return [f"{len(outside)} of its files lie outside the folder {root}, the first at {outside[0]}."]
 
 
 def with_facts(capture: Capture, document: Entry, notes: list[str]) -> Capture:
