@@ -58,6 +58,8 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
         start_new_session=True,
+        # What runs in the background of a script inherits that Ctrl-C is ignored; in a terminal it is not.
+        preexec_fn=None if sys.platform == "win32" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
