@@ -45,7 +45,8 @@ class TrainConfig:
     threads: int | None = None
     """Processor threads. None: one per core that this process may use."""
     eval_every: float = 60.0
-    """Seconds of training between scores on held-out views; 0: only when the training ends."""
+    """Seconds of training between scores on held-out views, more where those would take over a tenth of the time; 0:
+    only when the training ends."""
     checkpoint_every: float = 60.0
     """Seconds between checkpoints, from which an interrupted training continues; 0: only when the training ends."""
 
