@@ -496,3 +496,15 @@ def test_the_shared_fox_is_the_one_that_is_listed(shared_data: Path) -> None:
     path = "transforms.json"
     content = (shared_data / "fox" / path).read_bytes()
     assert listed["list"][path] == [len(content), hashlib.sha256(content).hexdigest()]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nerf_synthetic", "leggo"], "no capture 'leggo'. Did you mean lego"),
+        (["lego"], "lightfold download nerf_synthetic lego"),
+    ],
+)
+def test_a_wrong_name_is_said_before_any_licence(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        verb.main(words)

@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 
 from ..download import Plan, Source, carry_out, plan, sources
 from ..download.fetch import Report
-from ..download.planning import require_space
+from ..download.planning import chosen, require_space
 from ..errors import ConfigError, LightfoldError
 from . import console
 from .arguments import parse
@@ -66,6 +66,7 @@ def main(words: list[str]) -> None:
             f"{source.title} cannot be downloaded by a program. {source.by_hand} Its licence: {source.licence}. Then: "
             f"lightfold download {source.name} --archive FILE"
         )
+    chosen(source, arguments.captures)
     require_answer(source, arguments.accept_licence)
     out = arguments.out.expanduser().absolute()
     archive = None if arguments.archive is None else arguments.archive.expanduser()
@@ -97,6 +98,9 @@ def find(name: str) -> Source:
     """A data set by its name. Raises ConfigError with the nearest names."""
     known = sources()
     if name not in known:
+        holding = [source.name for source in known.values() if name in source.captures]
+        if holding:
+            raise ConfigError(f"{name!r} is a part of a data set: `lightfold download {holding[0]} {name}`.")
         near = get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise ConfigError(f"There is no data set {name!r} in the list. {hint}`lightfold download` shows them all.")

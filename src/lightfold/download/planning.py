@@ -108,7 +108,7 @@ def plan(
     resolution, images, fraction: for data sets of single pictures: which size, and how many of them or which part.
     Raises ConfigError for a request that cannot be; DownloadError when a list cannot be had.
     """
-    names = _chosen(source, captures)
+    names = chosen(source, captures)
     if source.bucket is None and (resolution or images is not None or fraction is not None):
         raise ConfigError(f"{source.name} comes as a whole: --resolution, --images and --fraction do not apply to it.")
     if images is not None and fraction is not None:
@@ -189,7 +189,8 @@ def require_space(folder: Path, needed: int | None) -> None:
         )
 
 
-def _chosen(source: Source, captures: Sequence[str]) -> list[str]:
+def chosen(source: Source, captures: Sequence[str]) -> list[str]:
+    """The captures that are asked for, or all where none is named. Raises ConfigError for one that is not there."""
     known = list(source.captures)
     for name in captures:
         if name not in known:

@@ -36,7 +36,7 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "l
 # What macOS adds to archives that it makes.
 LITTER = {"__MACOSX", ".DS_Store"}
 DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error)
-DAMAGE += (EOFError, ValueError, NotImplementedError, RuntimeError, OverflowError, KeyError, IndexError)
+DAMAGE += (EOFError, ValueError, RuntimeError, OverflowError, KeyError, IndexError)
 """What zipfile and tarfile raise on files that are damaged, encrypted or no archives at all."""
 UNREADABLE: tuple[type[Exception], ...] = (OSError, *DAMAGE)
 
