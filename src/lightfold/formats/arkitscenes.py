@@ -55,12 +55,8 @@ def read(path: Path) -> Capture:
     tally, names = Tally(), Names()
     frames = []
     for picture in pictures:
-        try:
+        with tally.leaving_out(picture, ".pincam file"):
             frames.append(_frame(root, folder, picture, times, poses, tally, names))
-        except FrameError as reason:
-            tally.add(str(reason), picture)
-        except CaptureError:
-            tally.add("were left out because their .pincam file is damaged", picture)
     notes = [*tally.notes(len(pictures), "pictures"), *_without_picture(root / f"{folder}_intrinsics", pictures)]
     require_frames(frames, len(pictures), root / folder, notes)
     return Capture(

@@ -57,12 +57,8 @@ def read(path: Path) -> Capture:
         pairs = pair(list_pictures(place / "rgb"), text_files(place / "pose"), place)
         found += len(pairs)
         for picture, text in pairs:
-            try:
+            with tally.leaving_out(f"{folder}/{picture or text}", "pose file"):
                 frames.append(_frame(place, picture, text, rows, split, names))
-            except FrameError as reason:
-                tally.add(str(reason), f"{folder}/{picture or text}")
-            except CaptureError:
-                tally.add("were left out because their pose file is damaged", f"{folder}/{text}")
     notes = tally.notes(found)
     require_frames(frames, found, train, notes)
     distances = [float(frame.camera.center.norm()) for frame in frames if frame.camera is not None]

@@ -93,10 +93,8 @@ def read(path: Path) -> Capture:
     for i, values in enumerate(entries):
         entry = Entry(values, f"KRT {i} of {file}", Entry({}, str(file)))
         written = entry.text("cameraId") or ""
-        try:
+        with tally.leaving_out(written):
             frames.append(_frame(entry, root / folder, written, splits.get(written), names))
-        except FrameError as reason:
-            tally.add(str(reason), written)
     notes = [*tally.notes(len(entries)), *notes]
     require_frames(frames, len(entries), root / folder, notes)
     frames.sort(key=lambda frame: natural_key(frame.name))

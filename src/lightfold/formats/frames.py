@@ -11,7 +11,8 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -44,6 +45,21 @@ class Tally:
 
     def add(self, remark: str, name: str) -> None:
         self.names.setdefault(remark, []).append(printable(name))
+
+    @contextmanager
+    def leaving_out(self, name: str, file: str = "") -> Iterator[None]:
+        """Remark on a frame, instead of failing, when it turns out in the block that it cannot be used.
+
+        file: what to call the frame's own file, where a damaged one costs no more than the frame.
+        """
+        try:
+            yield
+        except FrameError as reason:
+            self.add(str(reason), name)
+        except CaptureError:
+            if not file:
+                raise
+            self.add(f"were left out because their {file} is damaged", name)
 
     def notes(self, total: int, noun: str = "frames") -> tuple[str, ...]:
         """One sentence per remark: how many of `total`, what, and the first three names."""

@@ -47,10 +47,8 @@ def read(path: Path) -> Capture:
     tally, names = Tally(), Names()
     frames = []
     for index, (k, rotation, shift) in enumerate(zip(ks, rotations, shifts, strict=True)):
-        try:
+        with tally.leaving_out(f"im_{index:08d}"):
             frames.append(_frame(folder, index, k, np.column_stack([rotation, shift]), tally, names))
-        except FrameError as reason:
-            tally.add(str(reason), f"im_{index:08d}")
     notes = tally.notes(len(ks))
     require_frames(frames, len(ks), folder, notes)
     return Capture(root=folder, format="fvs", frames=tuple(frames), notes=notes)

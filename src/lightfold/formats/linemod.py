@@ -54,10 +54,8 @@ def read(path: Path) -> Capture:
         for i, values in enumerate(entries):
             entry = Entry(values, f"frame {i} of {document.where}", document)
             written = entry.text("file_path") or ""
-            try:
+            with tally.leaving_out(f"{split}/{written}"):
                 frames.append(_frame(entry, written, split, pictures, names, tally))
-            except FrameError as reason:
-                tally.add(str(reason), f"{split}/{written}")
     notes = tally.notes(found)
     require_frames(frames, found, path, notes)
     nears = [n for n in (d.number("near") for d in documents.values()) if n is not None]

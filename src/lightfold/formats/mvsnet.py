@@ -44,14 +44,10 @@ def read(path: Path) -> Capture:
     tally, names = Tally(), Names()
     frames, ranges = [], []
     for name in files:
-        try:
+        with tally.leaving_out(name.removesuffix(END), "camera file"):
             frame, depths = _frame(path, pictures, name, tally, names)
             frames.append(frame)
             ranges.append(depths)
-        except FrameError as reason:
-            tally.add(str(reason), name.removesuffix(END))
-        except CaptureError:
-            tally.add("were left out because their camera file is damaged", name)
     notes = tally.notes(len(files))
     require_frames(frames, len(files), path, notes)
     near = min(near for near, _ in ranges)

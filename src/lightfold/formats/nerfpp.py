@@ -41,12 +41,8 @@ def read(path: Path) -> Capture:
         pairs = pair(list_pictures(root / "rgb"), text_files(root / "pose"), root)
         found += len(pairs)
         for picture, text in pairs:
-            try:
+            with tally.leaving_out(f"{folder}/{picture or text}", "pose or intrinsics file"):
                 frames.append(_frame(root, picture, text, split, tally, names))
-            except FrameError as reason:
-                tally.add(str(reason), f"{folder}/{picture or text}")
-            except CaptureError:
-                tally.add("were left out because their pose or intrinsics file is damaged", f"{folder}/{picture}")
     notes = tally.notes(found)
     require_frames(frames, found, path, notes)
     return Capture(root=path, format="nerfpp", frames=tuple(frames), notes=notes)

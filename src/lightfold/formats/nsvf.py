@@ -61,12 +61,8 @@ def read(path: Path) -> Capture:
         if split_of and digit not in split_of:
             tally.add("were left out because they are the validation split", picture or str(text))
             continue
-        try:
+        with tally.leaving_out(picture or str(text), "pose file"):
             frames.append(_frame(path, picture, text, intrinsics, size, split_of.get(digit), tally, names))
-        except FrameError as reason:
-            tally.add(str(reason), picture or str(text))
-        except CaptureError:
-            tally.add("were left out because their pose file is damaged", str(text))
     notes = list(tally.notes(len(pairs)))
     require_frames(frames, len(pairs), path, notes)
     return Capture(

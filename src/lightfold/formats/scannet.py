@@ -42,12 +42,8 @@ def read(path: Path) -> Capture:
     tally, names = Tally(), Names()
     frames = []
     for picture, text in pairs:
-        try:
+        with tally.leaving_out(picture or str(text), "pose file"):
             frames.append(_frame(root, picture, text, k, tally, names))
-        except FrameError as reason:
-            tally.add(str(reason), picture or str(text))
-        except CaptureError:
-            tally.add("were left out because their pose file is damaged", str(text))
     notes = tally.notes(len(pairs))
     require_frames(frames, len(pairs), root, notes)
     return Capture(

@@ -63,10 +63,8 @@ def read(path: Path) -> Capture:
         written = entry.text("rgb_path") if "rgb_path" in values else None
         if not written:
             raise CaptureError(f"The key 'rgb_path' of {entry.where} is missing or empty; it names the picture.")
-        try:
+        with tally.leaving_out(written):
             frames.append(_frame(entry, file.parent, written, tally, names))
-        except FrameError as reason:
-            tally.add(str(reason), written)
     notes = list(tally.notes(len(entries)))
     require_frames(frames, len(entries), file, notes)
     box, near, far = _scene_box(document, any(frame.mask is not None for frame in frames))
