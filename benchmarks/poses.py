@@ -31,7 +31,8 @@ from lightfold.formats import open_capture
 from lightfold.geometry import invert, so3_exp, so3_log
 from lightfold.poses.align import pose_errors
 from lightfold.poses.config import PoseConfig
-from lightfold.poses.quality import Quality, assess, write_quality
+from lightfold.poses.page import write_quality
+from lightfold.poses.quality import Quality, assess
 from lightfold.poses.solve import solve
 from lightfold.poses.write import read_model, write_capture
 
