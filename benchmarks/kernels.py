@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightfold import machine, ops
 from lightfold.methods.base import step_generator
+from lightfold.methods.neus import HashField, NeuSConfig
 from lightfold.methods.ngp import NGP
 from lightfold.ops import HashGrid
 from lightfold.ops.backend import core, kernel
@@ -87,6 +88,9 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
         peak = max(peaks)
         for row in rows:
             row["share_of_peak"] = row["gflops"] / peak
+        field = surface(size)
+        for row in field:
+            row["share_of_peak"] = row["gflops"] / peak
         name = f"{threads} thread" + ("s" if threads > 1 else "")
         results[name] = {
             "threads": threads,
@@ -95,6 +99,7 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
             "hash_encoding": hash_encoding(size),
             "rendering": rendering(size),
             "adam": adam(size),
+            "surface": field,
             "training_step": [training_step(size, preset) for preset in ("fast", "", "big")],
         }
         print(json.dumps({name: {"peak_gflops": round(peak, 1)}}), flush=True)
@@ -273,6 +278,65 @@ def rendering(size: Size) -> list[dict[str, Any]]:
     for name, function in (("composite, forward", forward), ("composite, forward and backward", both)):
         timing = best(function, repeats=size.repeats, seconds=size.seconds)
         rows.append({"op": name, "samples_per_second": samples / timing.wall, **vars(timing)})
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------------- surface
+
+
+def surface(size: Size) -> list[dict[str, Any]]:
+    """The distance field of `neus`: its fused op against the chain of operations that autograd differentiates twice.
+
+    Samples along rays, as many as two training steps have. Flops are those of the two layers alone, 2 per weight and
+    product: a value takes one product with each layer, the slope one more with the first, the backward pass five with
+    the first and two with the last. The look-ups in the hash grid, three times as many, are in the time alone.
+    """
+    torch.manual_seed(0)
+    config = NeuSConfig()
+    field = HashField(config, config.radius, inside_out=False)
+    points = 2 * ray_points(size.points // 16) - 1
+    inner = (4 + field.grid.width) * config.width
+    outer = (1 + config.geometry) * (config.width + 1)
+    n = len(points)
+
+    def value() -> None:
+        field.value(points)
+
+    def value_by_chain() -> None:
+        with torch.no_grad():
+            encoded = ops.hash_encode(0.5 * points + 0.5, field.table, field.grid)
+            field._network(torch.cat([points, encoded * field.active], dim=1))
+
+    def trained(sample: Callable[[Tensor, bool], Any]) -> Callable[[], None]:
+        def step() -> None:
+            found = sample(points, True)
+            eikonal = (found.gradient.square().sum(dim=1).sqrt() - 1).square()
+            (eikonal.sum() + found.distance.sum() + found.features.sum()).backward()
+
+        return step
+
+    rows = []
+    with ops.own_threads():
+        for name, fused, chain, flops in (
+            ("value", value, value_by_chain, 2 * n * (inner + config.width)),
+            (
+                "forward, slope, backward",
+                trained(field.sample),
+                trained(field.sample_by_chain),
+                2 * n * (7 * inner + 3 * outer),
+            ),
+        ):
+            ours = best(fused, repeats=size.repeats, seconds=size.seconds)
+            theirs = best(chain, repeats=size.repeats, seconds=size.seconds)
+            rows.append(
+                {
+                    "op": name,
+                    "samples_per_second": n / ours.wall,
+                    "gflops": flops / ours.wall / 1e9,
+                    "over_the_chain": theirs.wall / ours.wall,
+                    **vars(ours),
+                }
+            )
     return rows
 
 

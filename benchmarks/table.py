@@ -669,6 +669,14 @@ def kernels_section(records: Records) -> str:
         ]
         lines += [
             [
+                f"distance field: {row['op']}",
+                f"{row['samples_per_second'] / 1e6:.2f} M samples/s, {row['share_of_peak']:.0%} of the peak",
+                f"{row['over_the_chain']:.1f} x the chain of operations",
+            ]
+            for row in found.get("surface", ())
+        ]
+        lines += [
+            [
                 f"step of `{row['preset']}`",
                 f"{row['rays_per_second'] / 1e3:.0f} k rays/s, "
                 f"{row['samples_evaluated_per_second'] / 1e6:.2f} M samples/s evaluated, "

@@ -18,6 +18,7 @@
 #include "field.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "surface.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -108,6 +109,14 @@ FieldArgs<T> field_args(const HashSpec& spec, Address table, bool unbounded, dou
 }
 
 template <class T>
+SurfaceArgs<T> surface_args(const HashSpec& spec, int levels, Address table, Address first, Address last, int hidden, int outputs,
+                            double beta) {
+  SurfaceArgs<T> s{spec, at<const T>(table), at<const T>(first), at<const T>(last), hidden, outputs, T(beta)};
+  s.spec.levels = levels;
+  return s;
+}
+
+template <class T>
 void bind(nb::module_& m, const char* suffix) {
   auto name = [&](const char* base) { return std::string(base) + suffix; };
   m.def(name("hash_encode").c_str(), [](const HashSpec& spec, Address table, Address x, int64_t n, Address out) {
@@ -121,7 +130,7 @@ void bind(nb::module_& m, const char* suffix) {
         });
   m.def(name("hash_encode_second").c_str(), [](const HashSpec& spec, Address table, Address x, int64_t n, Address d_out, Address v,
                                                Address d_d_out, Address d_table, Address d_x) {
-    nb::gil_scoped_release release;
+    Exclusive exclusive;
     kernels<T>().hash_encode_second(workers(), spec, at<T>(table), at<T>(x), n, at<T>(d_out), at<T>(v), at<T>(d_d_out),
                                     at<T>(d_table), at<T>(d_x));
   });
@@ -208,6 +217,23 @@ void bind(nb::module_& m, const char* suffix) {
     for (size_t i = 0; i < density_width.size(); ++i) f.density_width[i] = density_width[i];
     for (size_t i = 0; i < colour_width.size(); ++i) f.colour_width[i] = colour_width[i];
     return kernels<T>().trace_gradient_size(f);
+  });
+  m.def(name("surface_trail_size").c_str(), [](const HashSpec& spec, int levels, int hidden, int64_t n) {
+    return kernels<T>().surface_trail_size(surface_args<T>(spec, levels, 0, 0, 0, hidden, 0, 0), n);
+  });
+  m.def(name("surface").c_str(), [](const HashSpec& spec, int levels, Address table, Address first, Address last, int hidden,
+                                    int outputs, double beta, Address points, int64_t n, Address out, Address gradient,
+                                    Address trail) {
+    Exclusive exclusive;
+    kernels<T>().surface(workers(), surface_args<T>(spec, levels, table, first, last, hidden, outputs, beta), at<T>(points), n,
+                         at<T>(out), at<T>(gradient), at<T>(trail));
+  });
+  m.def(name("surface_backward").c_str(), [](const HashSpec& spec, int levels, Address table, Address first, Address last, int hidden,
+                                             int outputs, double beta, Address points, int64_t n, Address trail, Address d_out,
+                                             Address d_gradient, Address d_table, Address d_first, Address d_last) {
+    Exclusive exclusive;
+    kernels<T>().surface_backward(workers(), surface_args<T>(spec, levels, table, first, last, hidden, outputs, beta), at<T>(points),
+                                  n, at<T>(trail), at<T>(d_out), at<T>(d_gradient), at<T>(d_table), at<T>(d_first), at<T>(d_last));
   });
 }
 

@@ -6,6 +6,7 @@
 #include "adam.h"
 #include "field.h"
 #include "parallel.h"
+#include "surface.h"
 
 namespace lf {
 namespace LF_ISA {
@@ -375,6 +376,69 @@ void density(const Workers& workers, const FieldArgs<T>& field, const T* points,
   });
 }
 
+template <class T>
+int64_t surface_trail_size(const SurfaceArgs<T>& args, int64_t n) {
+  return int64_t(4 + args.spec.levels * args.spec.features + args.hidden) * kTile * tasks_for(n, kTile);
+}
+
+template <class T>
+void surface(const Workers& workers, const SurfaceArgs<T>& args, const T* points, int64_t n, T* out, T* gradient, T* trail) {
+  const Surface<T> field(args, static_cast<T*>(workers.scratch(workers.pool, workers.count,
+                                                               sizeof(T) * Surface<T>::packed_size(args))));
+  const int64_t per_tile = surface_trail_size(args, 1);
+  workers.each(tasks_for(n, kTile), [&](int task, int worker) {
+    const int64_t s = int64_t(task) * kTile;
+    field.forward(points + 3 * s, int(min(int64_t(kTile), n - s)), out + s * args.outputs, gradient ? gradient + 3 * s : nullptr,
+                  trail ? trail + per_tile * task : nullptr,
+                  Arena{static_cast<char*>(workers.scratch(workers.pool, worker, field.forward_scratch()))});
+  });
+}
+
+template <class T>
+void surface_backward(const Workers& workers, const SurfaceArgs<T>& args, const T* points, int64_t n, const T* trail,
+                      const T* d_out, const T* d_gradient, T* d_table, T* d_first, T* d_last) {
+  constexpr int64_t kSlice = 170;  // tiles, of which the scatter remembers what they left; about 16 000 samples
+  const int tiles = tasks_for(n, kTile), tasks = min(tiles, 64);
+  const int64_t per_tile = surface_trail_size(args, 1);
+  const size_t left_size = size_t(6 + 2 * args.spec.levels * args.spec.features) * kTile, remembered = size_t(min(int64_t(tiles), kSlice));
+  const size_t packed_size = Surface<T>::packed_size(args);
+  const size_t gradient_size = Network<T>::gradient_size(Surface<T>::one_layer(4 + args.spec.levels * args.spec.features, args.hidden)) +
+                               Network<T>::gradient_size(Surface<T>::one_layer(args.hidden + 1, args.outputs));
+  T* packed = static_cast<T*>(workers.scratch(workers.pool, workers.count,
+                                              sizeof(T) * (packed_size + gradient_size * tasks + left_size * remembered)));
+  const Surface<T> field(args, packed);
+  T *gradients = packed + packed_size, *left = gradients + gradient_size * tasks;
+  for (size_t i = 0; i < gradient_size * size_t(tasks); ++i) gradients[i] = T(0);
+  for (int64_t slice = 0; slice < tiles; slice += kSlice) {
+    const int count = int(min(kSlice, tiles - slice)), parts = min(count, tasks);
+    // Each task owns some tiles and a gradient; gradients are added up in task order, for any number of threads.
+    workers.each(parts, [&](int task, int worker) {
+      for (int64_t b = int64_t(count) * task / parts, last = int64_t(count) * (task + 1) / parts; b < last; ++b) {
+        const int64_t tile = slice + b, s = tile * kTile;
+        field.backward(points + 3 * s, int(min(int64_t(kTile), n - s)), d_out + s * args.outputs,
+                       d_gradient ? d_gradient + 3 * s : nullptr, trail + per_tile * tile, gradients + gradient_size * task,
+                       left + left_size * size_t(b),
+                       Arena{static_cast<char*>(workers.scratch(workers.pool, worker, field.backward_scratch()))});
+      }
+    });
+    workers.each(args.spec.levels, [&](int i, int) {
+      const int level = args.spec.levels - 1 - i;  // finest first: they take longest
+      for (int b = 0; b < count; ++b) {
+        const int m = int(min(int64_t(kTile), n - (slice + b) * kTile));
+        const T *x = left + left_size * size_t(b), *v = x + 3 * kTile, *value = x + 6 * kTile, *slope = value + field.features() * kTile;
+        scatter_level(args.spec, level, x, x + kTile, x + 2 * kTile, m, value, size_t(kTile), T(1), d_table, static_cast<uint8_t*>(nullptr));
+        if (d_gradient)
+          scatter_tangent(args.spec, level, x, x + kTile, x + 2 * kTile, m, v, v + kTile, v + 2 * kTile, slope, size_t(kTile), d_table);
+      }
+    });
+  }
+  for (int task = 0; task < tasks; ++task) {
+    const T* gradient = gradients + gradient_size * size_t(task);
+    field.first.unpack_gradient(gradient, T(1), &d_first);
+    field.last.unpack_gradient(gradient + Network<T>::gradient_size(field.first.shape), T(1), &d_last);
+  }
+}
+
 // ---- Occupancy grid ------------------------------------------------------------------------------------------------
 
 // Occupied cells lose a little and are struck off below the threshold of their cascade. Empty cells are not visited:
@@ -437,7 +501,8 @@ Kernels<T> table() {
   return Kernels<T>{hash_encode<T>,  hash_encode_backward<T>, hash_encode_second<T>,      mlp<T>,
                     mlp_backward<T>, spherical_harmonics_all<T>, composite<T>,            composite_backward<T>,
                     march<T>,        adam<T>,                 scatter_trail<T>,           trace<T>,
-                    density<T>,      trace_gradient_size<T>};
+                    density<T>,      trace_gradient_size<T>,  surface<T>,                surface_backward<T>,
+                    surface_trail_size<T>};
 }
 
 }  // namespace

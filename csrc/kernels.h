@@ -14,6 +14,7 @@ template <class T> struct FieldArgs;
 template <class T> struct RayArgs;
 template <class T> struct PictureOut;
 template <class T> struct TrainArgs;
+template <class T> struct SurfaceArgs;
 
 template <class T>
 struct Kernels {
@@ -48,6 +49,13 @@ struct Kernels {
   // density at points of the scene [n,3], all of a field's positions before contraction
   void (*density)(const Workers&, const FieldArgs<T>&, const T* points, int64_t n, T* out);
   int64_t (*trace_gradient_size)(const FieldArgs<T>&);
+  // points [n,3] of the cube [-1,1]^3 -> out [n, outputs], gradient [n,3] of out[0] (may be null); the trail, of
+  // surface_trail_size values, is filled for the backward pass (may be null)
+  void (*surface)(const Workers&, const SurfaceArgs<T>&, const T* points, int64_t n, T* out, T* gradient, T* trail);
+  // d_table, d_first and d_last are accumulated; d_gradient may be null
+  void (*surface_backward)(const Workers&, const SurfaceArgs<T>&, const T* points, int64_t n, const T* trail, const T* d_out,
+                           const T* d_gradient, T* d_table, T* d_first, T* d_last);
+  int64_t (*surface_trail_size)(const SurfaceArgs<T>&, int64_t n);
 };
 
 struct KernelSet {

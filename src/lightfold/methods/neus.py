@@ -125,8 +125,9 @@ class NeuSConfig:
     """Learning rate of the hash tables."""
     network_lr: float = 2e-3
     """Learning rate of the networks."""
-    variance_lr: float = 1e-3
-    """Learning rate of ln(s) / 10."""
+    variance_lr: float = 1e-4
+    """Learning rate of ln(s) / 10. Once s is high, rays see f only where it is zero: what was carved away by then, such
+    as a stem, never grows back. So s is to rise no faster than the shape takes to settle."""
     final_lr: float = 0.05
     """Learning rates end at this share of their start."""
 
@@ -216,6 +217,11 @@ class Sampled(NamedTuple):
     gradient: Tensor
     laplacian: Tensor | None = None
 
+    def first(self, count: int) -> Sampled:
+        """The same at the first so many points."""
+        laplacian = None if self.laplacian is None else self.laplacian[:count]
+        return Sampled(self.distance[:count], self.features[:count], self.gradient[:count], laplacian)
+
 
 class DistanceField(nn.Module):
     """f on the cube [-1, 1]^3 and features beside it: `forward` of a subclass gives both, [N, 3] -> [N, 1 + K]."""
@@ -267,6 +273,7 @@ class HashField(DistanceField):
         self.table = nn.Parameter(torch.empty(self.grid.rows, c.features).uniform_(-1e-4, 1e-4))
         first, *deeper = [nn.Linear(3 + self.grid.width if i == 0 else c.width, c.width) for i in range(c.depth)]
         self.hidden = nn.ModuleList([first, *deeper])
+        self.shallow = c.depth == 1
         self.out = nn.Linear(c.width, 1 + c.geometry)
         self.register_buffer("active", torch.ones(self.grid.width))
         sign = -1.0 if inside_out else 1.0
@@ -292,15 +299,26 @@ class HashField(DistanceField):
         return 2.0 / self.grid.scale[min(levels, self.grid.levels) - 1]
 
     def forward(self, points: Tensor) -> Tensor:
+        if self.shallow:
+            return self._surface(points, slope=False)[0]
         encoded = ops.hash_encode(0.5 * points + 0.5, self.table, self.grid)
         return self._network(torch.cat([points, encoded * self.active], dim=1))
 
-    def _network(self, inputs: Tensor) -> Tensor:
-        for layer in self.hidden:
-            inputs = softplus(layer(inputs), BETA)
-        return self.out(inputs)
+    def value(self, points: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.shallow:
+                return self._surface(points, slope=False, outputs=1)[0][:, 0]
+            return self(points)[:, 0]
 
     def sample(self, points: Tensor, train: bool) -> Sampled:
+        if not self.shallow:
+            return self.sample_by_chain(points, train)
+        with torch.set_grad_enabled(train):
+            out, gradient = self._surface(points, slope=True)
+        return Sampled(out[:, 0], out[:, 1:], gradient)
+
+    def sample_by_chain(self, points: Tensor, train: bool) -> Sampled:
+        """`sample` for any depth, operation by operation: autograd differentiates the network, a kernel the grid."""
         # As in the base class, but for the table: autograd on `points` would also scatter a gradient into it, unasked.
         with torch.set_grad_enabled(train):
             place = 0.5 * points + 0.5
@@ -314,6 +332,20 @@ class HashField(DistanceField):
             gradient = slope[:, :3] + 0.5 * by_features
         out = out if train else out.detach()
         return Sampled(out[:, 0], out[:, 1:], gradient)
+
+    def _surface(self, points: Tensor, slope: bool, outputs: int | None = None) -> tuple[Tensor, Tensor]:
+        """All of it in one kernel, which knows networks of one hidden layer; biases are columns of the layers."""
+        first, levels = self.hidden[0], int(self.active.sum()) // self.grid.features
+        assert isinstance(first, nn.Linear)
+        weight = first.weight[:, : 3 + levels * self.grid.features]
+        inner = torch.cat([weight[:, :3], first.bias[:, None], weight[:, 3:]], dim=1)
+        outer = torch.cat([self.out.weight, self.out.bias[:, None]], dim=1)[:outputs]
+        return ops.surface(points, self.table, inner, outer, self.grid, levels=levels, beta=BETA, slope=slope)
+
+    def _network(self, inputs: Tensor) -> Tensor:
+        for layer in self.hidden:
+            inputs = softplus(layer(inputs), BETA)
+        return self.out(inputs)
 
 
 class WaveField(DistanceField):
@@ -535,6 +567,8 @@ class Traced(NamedTuple):
     """[S]"""
     at: Intervals
     sampled: Sampled
+    slopes: Tensor
+    """[S + P, 3] gradients of the distance at the samples, and at points that were asked for beside them."""
 
 
 class NeuS(Method):
@@ -543,11 +577,13 @@ class NeuS(Method):
     Config = NeuSConfig
     PRESETS: ClassVar[dict[str, NeuSConfig]] = {
         "": NeuSConfig(),
-        "fast": NeuSConfig(steps=5000, log2_rows=15, finest=512, level_every=150, anneal=600, step=0.006),
+        "fast": NeuSConfig(
+            steps=5000, log2_rows=15, finest=512, level_every=150, anneal=600, step=0.006, variance_lr=3e-4,
+        ),
         # The paper's networks. Its 300 000 steps of 512 rays are a day on a GPU; here they are for those who have one.
         "mlp": NeuSConfig(
             steps=300_000, encoding="waves", width=256, depth=8, geometry=256, colour_width=256, colour_depth=4,
-            anneal=50_000, refresh=200, table_lr=5e-4, network_lr=5e-4,
+            anneal=50_000, refresh=200, table_lr=5e-4, network_lr=5e-4, variance_lr=5e-4,
         ),
         "neuralangelo": NeuSConfig(
             steps=40_000, slope="taps", log2_rows=18, finest=2048, first_levels=4, level_every=1000, curvature=5e-4,
@@ -642,7 +678,8 @@ class NeuS(Method):
         )
         rgb, alpha = pixels.rgb[valid], pixels.alpha[valid]
         seed = int(torch.randint(1, 2**62, (1,), generator=rng))
-        traced = self.trace(origin, direction, near, far, seed, train=True)
+        apart = torch.rand(max(c.batch // 8, 64), 3, generator=rng) * 2 - 1
+        traced = self.trace(origin, direction, near, far, seed, train=True, apart=apart)
         if self.background is None:
             # Random colours behind both picture and truth: opacity cannot pass for colour, nor colour for opacity.
             behind = torch.rand(len(rgb), 3, generator=rng)
@@ -651,10 +688,7 @@ class NeuS(Method):
             behind, truth = self._beyond(origin, direction, near, far, traced.opacity, True, rng)[0], rgb
         error = traced.colour + (1.0 - traced.opacity)[:, None] * behind - truth
         terms = {"colour": _mean(error.abs())}
-        apart = torch.rand(max(c.batch // 8, 64), 3, generator=rng) * 2 - 1
-        elsewhere = self.sample(apart, train=True)
-        slopes = torch.cat([traced.sampled.gradient, elsewhere.gradient])
-        terms["eikonal"] = c.eikonal * _mean((_length(slopes) - 1.0).square())
+        terms["eikonal"] = c.eikonal * _mean((_length(traced.slopes) - 1.0).square())
         if self.info.has_alpha and c.mask > 0:
             opacity = traced.opacity.clamp(1e-3, 1.0 - 1e-3)
             terms["mask"] = -c.mask * _mean(alpha * opacity.log() + (1.0 - alpha) * (1.0 - opacity).log())
@@ -684,22 +718,35 @@ class NeuS(Method):
         reach = self.field.cell(self.active_levels) if isinstance(self.field, HashField) else 1e-3
         return self.field.sample_by_taps(points, reach, train)
 
-    def trace(self, origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, seed: int, train: bool) -> Traced:
-        """What rays see of the object: the rendering equation of section 3.1 over the intervals that matter."""
+    def trace(
+        self,
+        origin: Tensor,
+        direction: Tensor,
+        near: Tensor,
+        far: Tensor,
+        seed: int,
+        train: bool,
+        apart: Tensor | None = None,
+    ) -> Traced:
+        """What rays see of the object: the rendering equation of section 3.1 over the intervals that matter.
+
+        `apart`: points [P, 3] anywhere in the cube, whose slopes are wanted too; all are asked for in one go.
+        """
         c, inv_s = self.config, self.inv_s
         step = min(max(0.6 / float(inv_s.detach()), c.step), 0.03)
         rays = (origin, direction, near, far)
         at = intervals(self.field, self.bits, c.grid, rays, float(inv_s.detach()), step, c.keep, seed)
         d = direction[at.ray]
         points = origin[at.ray] + at.middle[:, None] * d
-        sampled = self.sample(points, train)
+        everywhere = self.sample(points if apart is None else torch.cat([points, apart]), train)
+        sampled = everywhere.first(len(points))
         normal = sampled.gradient / _length(sampled.gradient)[:, None]
         harmonics = ops.spherical_harmonics(direction)[at.ray]
         inputs = torch.cat([points, normal, harmonics, sampled.features], dim=1)
         rgb = torch.sigmoid(ops.mlp(inputs, list(self.colour)))
         tau = optical_depth(sampled.distance, slope_along(d, sampled.gradient, self.share), at.length, inv_s)
         seen = ops.composite(tau / at.length, rgb, at.start, at.start + at.length, at.offset)
-        return Traced(seen.colour, seen.opacity, seen.depth, seen.weight, at, sampled)
+        return Traced(seen.colour, seen.opacity, seen.depth, seen.weight, at, sampled, everywhere.gradient)
 
     def _beyond(
         self,

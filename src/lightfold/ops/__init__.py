@@ -8,6 +8,7 @@ from .march import march
 from .mlp import mlp
 from .radiance import Loss, Picture, Radiance, Tracing, density_at, render_rays, train_rays
 from .spherical_harmonics import spherical_harmonics
+from .surface import surface
 
 __all__ = [
     "Composite",
@@ -27,6 +28,7 @@ __all__ = [
     "own_threads",
     "render_rays",
     "spherical_harmonics",
+    "surface",
     "train_rays",
     "use",
 ]
