@@ -733,7 +733,7 @@ class NeuS(Method):
         `apart`: points [P, 3] anywhere in the cube, whose slopes are wanted too; all are asked for in one go.
         """
         c, inv_s = self.config, self.inv_s
-        step = min(max(0.6 / float(inv_s.detach()), c.step), 0.03)
+        step = min(max(1.0 / float(inv_s.detach()), c.step), 0.03)
         rays = (origin, direction, near, far)
         at = intervals(self.field, self.bits, c.grid, rays, float(inv_s.detach()), step, c.keep, seed)
         d = direction[at.ray]
