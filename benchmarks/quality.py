@@ -69,7 +69,7 @@ DEFAULTS = {
 METHODS = {
     "fox-nerfacto-300s": Case("fox", "nerfacto", 300, FOX),
     "fox-mipnerf360-small-180s": Case("fox", "mipnerf360:small", 180, FOX),
-    "lego-mipnerf360-small-180s": Case(LEGO, "mipnerf360:small", 180),
+    "lego-half-mipnerf360-small-180s": Case(LEGO, "mipnerf360:small", 180, SceneConfig(downscale=2)),
 }
 """The other methods; what has a mesh is in benchmarks/mesh.py and benchmarks/dtu.py."""
 QUICK = {"sample-15s": Case("sample", "ngp:fast", 15), "fox-15s": BARS["fox-15s"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,13 @@ def row_of(page: str, what: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------ published numbers
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_measurement_finds_what_it_measures(path: Path) -> None:
+    """They are run by hand and seldom: a function that was renamed must not wait until then to be missed."""
+    if path.stem != "__main__":
+        assert import_module(f"benchmarks.{path.stem}").__doc__
 
 
 def test_the_published_page_is_what_the_committed_records_say() -> None:
