@@ -22,7 +22,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..errors import LightfoldError
+from ..errors import LightfoldError, LostError
 from . import console
 
 VERBS = {
@@ -43,6 +43,9 @@ VERBS = {
 
 DONE, WENT_WRONG, INTERRUPTED = 0, 2, 130
 """Exit codes. 130 is what shells report for a program stopped by Ctrl-C."""
+CRASHED, LOST = 70, 75
+"""Exit codes of one of several processes (`workers`): it hit what should not have happened, or another one is gone.
+Starting all of them again may help."""
 
 DEBUG = "LIGHTFOLD_DEBUG"
 
@@ -123,7 +126,13 @@ def _run(verb: str, arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
+        if isinstance(error, LostError) and "LIGHTFOLD_STARTED" in os.environ:
+            return LOST  # Who started the processes knows which one ended, and says it.
         console.complain(in_words(error))
+        if isinstance(error, LostError):
+            return LOST
+        if "WORLD_SIZE" in os.environ and not isinstance(error, LightfoldError):
+            return CRASHED
     else:
         return DONE
     return WENT_WRONG
