@@ -22,9 +22,10 @@ STRIDE = 0x9E3779B1
 """Distance between the first steps of two seeds, modulo 2^32: neighbouring seeds meet only after billions of steps."""
 
 
-RANK_STRIDE = 0x6A09E000
-"""The same between the processes of one training. A multiple of the steps in which `window` passes over all views: the
-processes of a machine then draw from the same views, which lie in its memory once."""
+RANK_STRIDE = 0x6A400000
+"""The same between the processes of one training: an odd multiple of 2^22, so that the first thousand never meet within
+four million steps. It is also one of the steps in which `window` passes over all views: the processes of a machine draw
+from the same views, which lie in its memory once."""
 
 KNOTS = 1 << 12
 """Pixels of a picture at which a distorted lens is inverted exactly (see `DirectionTable`: 1e-3 pixels off between)."""
