@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from torch import Generator, Tensor
 
 from lightfold import cli, distributed
 from lightfold.cli import console, workers
+from lightfold.cli.info import describe_run
+from lightfold.cli.train import begun_before
 from lightfold.distributed import Place, World, place
 from lightfold.errors import ConfigError, LightfoldError
 from lightfold.evaluate import evaluate
@@ -217,6 +220,8 @@ class TestTraining:
         run.save_checkpoint(50, found.tensors, resume)
         train(run, ball, NGP(TINY, ball.info), run.config.train, False)  # type: ignore[arg-type]
         assert run.steps() == [50, 53]
+        shown = dict(describe_run(Run.open(folder / "ngp"))[1])
+        assert shown["trained by"].startswith("2 processes") and "trained by" not in dict(describe_run(run)[1])
         assert len(run.notes) == processes - 1
         for note in run.notes:
             assert note.startswith("2 process(es) trained this run until step 50, and 1 from there on")
@@ -384,6 +389,9 @@ class TestLauncher:
         pretend(("sys.exit(75)", "sys.exit(5)"))
         with pytest.raises(LightfoldError, match="ended with code 5, so the work was not finished"):
             workers.start(["eval"], 2)
+        pretend(("sys.exit(75)", "sys.exit(75)"))
+        with pytest.raises(LightfoldError, match="The processes lost each other, so"):
+            workers.start(["eval"], 2)
 
     def test_who_gave_up_is_heard_and_not_started_again(self, pretend: Callable[..., None]) -> None:
         pretend(("sys.exit(75)", "say('Noise.'); say('Process 1 of 2: The disk is full.'); sys.exit(2)"))
@@ -417,6 +425,16 @@ class TestLauncher:
     def test_devices_that_cannot_be(self, words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(words) == cli.WENT_WRONG
         assert named in capsys.readouterr().err
+
+    def test_torchruns_restarts_find_the_run_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ball: PaintedBall
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        run = run_of(Path("runs") / "ball", "ngp-3", ball, steps=5)
+        other = replace(run.config, train=replace(run.config.train, steps=6))
+        assert begun_before(run.config) is None
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert begun_before(run.config) == run.path and begun_before(other) is None
 
     def test_devices_under_torchrun(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         for name, value in GOOD.items():
@@ -534,6 +552,36 @@ class TestTheVerbs:
         assert cli.main([*film, "--out", str(tmp_path / "one.mp4")]) == 0
         assert cli.main([*film, "--out", str(tmp_path / "two.mp4"), "--devices", "2"]) == 0
         assert np.array_equal(frames(tmp_path / "one.mp4"), frames(tmp_path / "two.mp4"))
+
+    @pytest.mark.slow
+    def test_nobody_is_left_behind(
+        self,
+        capture: Path,  # noqa: F811
+        tmp_path: Path,
+    ) -> None:
+        """The program that started them is killed: they save, and end."""
+        out = tmp_path / "run"
+        words = [
+            "train",
+            "ngp",
+            str(capture),
+            "--out",
+            str(out),
+            "--steps",
+            "1000000",
+            "--checkpoint-every",
+            "0.2",
+            *SMALL,
+        ]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        parent = subprocess.Popen([sys.executable, "-m", "lightfold", *words, "--devices", "2"], env=environment)
+        once(lambda: step_of(out) > 0, lambda: None).join()
+        left = psutil.Process(parent.pid).children()
+        assert len(left) == 2
+        parent.kill()
+        parent.wait()
+        assert psutil.wait_procs(left, timeout=120)[1] == []
+        assert not list(out.rglob("*.partial")) and Run.open(out).checkpoint(resume=True) is not None
 
     @pytest.mark.slow
     def test_torchrun(

@@ -160,7 +160,7 @@ class World:
             if not self.is_first:
                 data = torch.empty(max(int(length), 1), dtype=torch.uint8)
             dist.broadcast(data, 0)
-        return bytes(data[: int(length)].tolist()).decode()
+        return data[: int(length)].numpy().tobytes().decode()
 
     def gather(self, text: str) -> list[str]:
         """Every process's text, in order of their ranks."""
@@ -173,7 +173,7 @@ class World:
         parts = [torch.empty_like(padded) for _ in lengths]
         with _listening():
             dist.all_gather(parts, padded)
-        return [bytes(part[:length].tolist()).decode() for part, length in zip(parts, lengths, strict=True)]
+        return [part[:length].numpy().tobytes().decode() for part, length in zip(parts, lengths, strict=True)]
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
         """Every process's tensor, in order of their ranks, at the first; nothing elsewhere. All have one shape."""

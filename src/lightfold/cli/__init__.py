@@ -126,16 +126,20 @@ def _run(verb: str, arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        if isinstance(error, LostError) and "LIGHTFOLD_STARTED" in os.environ:
-            return LOST  # Who started the processes knows which one ended, and says it.
-        console.complain(in_words(error))
-        if isinstance(error, LostError):
-            return LOST
-        if "WORLD_SIZE" in os.environ and not isinstance(error, LightfoldError):
-            return CRASHED
+        return _complain(error)
     else:
         return DONE
-    return WENT_WRONG
+
+
+def _complain(error: Exception) -> int:
+    """Say what went wrong; the exit code."""
+    from .workers import PARENT, TORCHRUN
+
+    lost = isinstance(error, LostError)
+    if not (lost and PARENT in os.environ):  # Who started the processes knows which one ended, and says that.
+        console.complain(in_words(error))
+    crashed = bool(TORCHRUN & set(os.environ)) and not isinstance(error, LightfoldError)
+    return LOST if lost else CRASHED if crashed else WENT_WRONG
 
 
 def in_words(error: Exception) -> str:

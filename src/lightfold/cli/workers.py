@@ -145,7 +145,10 @@ def _attempt(words: Sequence[str], devices: int, port: int, attempt: int) -> str
         if codes[0] in (WENT_WRONG, INTERRUPTED):
             raise SystemExit(codes[0])
         # Those that were lost are not the cause.
-        rank = next((i for i, code in enumerate(codes) if code not in (0, LOST)), 0)
+        causes = [rank for rank, code in enumerate(codes) if code not in (0, LOST)]
+        if not causes:
+            return "The processes lost each other"
+        rank = causes[0]
         sentence = _last_line(said[rank - 1]) if rank else ""
         if codes[rank] == WENT_WRONG:
             raise LightfoldError(sentence or f"Process {rank} of {devices} gave up and did not say why.")
