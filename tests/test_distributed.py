@@ -433,8 +433,10 @@ class TestLauncher:
         run = run_of(Path("runs") / "ball", "ngp-3", ball, steps=5)
         other = replace(run.config, train=replace(run.config.train, steps=6))
         assert begun_before(run.config) is None
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
         assert begun_before(run.config) == run.path and begun_before(other) is None
+        os.utime(run.path / "run.json", (0, 0))  # Begun by another one, before this one was.
+        assert begun_before(run.config) is None
 
     def test_devices_under_torchrun(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         for name, value in GOOD.items():

@@ -13,6 +13,7 @@ XCCL (Intel). Nothing here is imported where one process works alone. Text trave
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -297,5 +298,6 @@ def _listening() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:160] if lines else type(error).__name__
+    """The first sentence of what PyTorch says, without the places in its own source."""
+    said = re.sub(r"\[[^\]]*\.(cc|cpp):\d+\]\s*", "", " ".join(str(error).split()))
+    return said.partition(". ")[0].removesuffix(".")[:160] or type(error).__name__

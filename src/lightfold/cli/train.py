@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
+import psutil
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..config import RunConfig, TrainConfig, lookup
@@ -122,13 +123,17 @@ def refuse_watching(arguments: TrainArguments[Any]) -> None:
 
 
 def begun_before(config: RunConfig) -> Path | None:
-    """The run that torchrun's processes had begun, in a folder that nobody named, when it starts them once more."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    """The run that this torchrun has begun already, in a folder that nobody named: it starts all processes again when
+    one has died, and when a machine comes or goes."""
+    torchrun = psutil.Process().parent()
+    if "TORCHELASTIC_RUN_ID" not in os.environ or torchrun is None:
         return None
     free = steps.free_folder(config)
     name, _, number = free.name.rpartition("-")
     last = free.with_name(f"{name}-{int(number) - 1}")
-    return last if is_run(last) and Run.open(last).config == config else None
+    if not is_run(last) or Run.open(last).config != config:
+        return None
+    return last if (last / "run.json").stat().st_mtime > torchrun.create_time() else None
 
 
 def parse_training(words: Sequence[str]) -> TrainArguments[Any]:
