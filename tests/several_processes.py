@@ -180,6 +180,7 @@ def trainings(world: World, folder: Path) -> dict[str, Any]:
     train(run, ball, ngp, run.config.train, False, world=world)  # type: ignore[arg-type]
     save_file(state(ngp), folder / f"ngp-{world.rank}.safetensors")
     found["rays"] = ngp.stats["rays"], int(ngp.rays)
+    found["sent_mb"] = [row.get("sent_mb") for row in run.metrics()]
     found["written"] = sorted(p.name for p in run.path.iterdir())
 
     halves = own_run(folder, world, "halves", ball, steps=50)

@@ -192,6 +192,7 @@ class TestTraining:
 
     def test_only_the_first_writes(self, said: list[dict[str, Any]]) -> None:
         assert {"checkpoints", "metrics.jsonl", "preview.jpg"} <= set(said[0]["written"])
+        assert 0 < said[0]["sent_mb"][-1] < 0.1
         assert said[1]["written"] == ["config.yaml", "run.json", "scene.json"]
 
     def test_a_loss_that_is_not_finite_in_one_process(self, said: list[dict[str, Any]]) -> None:

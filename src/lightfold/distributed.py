@@ -218,7 +218,7 @@ class World:
     # -------------------------------------------------------------------------------------------------------- gradients
 
     def average_gradients(self, groups: Sequence[Group]) -> int:
-        """Replace every gradient by its mean over all processes; returns the bytes of gradients that each one sent in.
+        """Replace every gradient by its mean over all processes; returns how many bytes of them each sent in.
 
         A parameter that has a gradient anywhere gets one everywhere. Of a sparse group only those lines are exchanged
         that some process has touched, unless they are most of the table: the result is the same, as all others are

@@ -116,7 +116,7 @@ def train(
                     continue
                 loss.backward()
                 if world is not None:
-                    world.average_gradients(optim.groups)
+                    method.stats["sent_mb"] = world.average_gradients(optim.groups) / 1e6
                 optim.step(budget.fraction(step))
                 if world is not None:
                     world.maximum_(method.peaks(step))

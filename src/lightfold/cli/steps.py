@@ -153,7 +153,8 @@ def train(
     try:
         trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
     except KeyboardInterrupt:
-        devices = "" if world is None else f" --devices {world.size}"
+        # On several machines it is torchrun that goes on.
+        devices = "" if world is None or world.local_size < world.size else f" --devices {world.size}"
         raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{devices}") from None
     finally:
         for note in run.notes:
