@@ -17,3 +17,7 @@ class RunError(LightfoldError):
 
 class ConfigError(LightfoldError):
     """A configuration names something that does not exist, or gives a value of the wrong kind."""
+
+
+class LostError(LightfoldError):
+    """Another of the processes that work together is gone, so this one cannot go on; it is not the cause."""

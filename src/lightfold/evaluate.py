@@ -16,6 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from .refine import HasColours, ViewFit, refine_view
 
 if TYPE_CHECKING:
     from .cameras import Camera
+    from .distributed import World
     from .methods.base import Image, Method
     from .scene import Scene, SceneInfo, View
 
@@ -58,6 +60,7 @@ def evaluate(
     refine: str = "none",
     picture_suffix: str = ".jpg",
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Render the views, score them against the photographs, and write eval.json and pictures.
 
@@ -69,16 +72,19 @@ def evaluate(
     lpips: False, or True for the published tables' VGG, or the name of a network. May fetch its weights.
     refine: "none", or what is fitted to each view before it is scored, with everything else frozen: "poses",
     "appearance" or "both". Such scores are written to eval_refined.json and its like, never to eval.json.
+    world: several processes that call this together. Each scores every so-manieth view, and all return the whole.
     Returns what eval.json holds: "mean", "views", "timing" and "protocol". Raises LightfoldError without views.
     """
     indices = select_views(scene.info, views)
     colour = background_colour(scene.info, background)
-    distance = lpips_or_reason("vgg" if lpips is True else lpips) if lpips else "LPIPS was not asked for."
+    with nullcontext() if world is None else world.one_per_machine_first():  # One fetches the network's weights.
+        distance = lpips_or_reason("vgg" if lpips is True else lpips) if lpips else "LPIPS was not asked for."
     fit = view_fit(method, refine)
     stem = _stem(views) + ("" if fit is None else "_refined")
     folder = None if out_dir is None else Path(out_dir) / stem
     rows: list[dict[str, Any]] = []
-    for done, index in enumerate(indices, start=1):
+    rank, size = (0, 1) if world is None else (world.rank, world.size)
+    for done, index in enumerate(indices[rank::size], start=1):
         view = scene.view(index)
         camera, code = (view.camera, None) if fit is None else refine_view(method, view, colour, fit)
         start = time.perf_counter()
@@ -97,17 +103,20 @@ def evaluate(
             row["picture"] = f"{stem}/{file.name}"
         rows.append(row)
         if progress is not None:
-            progress(done, len(indices))
+            progress(min(done * size, len(indices)), len(indices))
+    if world is not None:
+        shares = [json.loads(share) for share in world.gather(json.dumps(rows))]
+        rows = [shares[i % size][i // size] for i in range(len(indices))]
     result = {
         "format": FORMAT,
         "mean": mean_scores(rows),
-        "timing": _timing(rows),
+        "timing": _timing(rows, size),
         "protocol": _protocol(scene.info, rows, views, colour, lpips, distance)
         | {"refined": "none" if fit is None else fit.told()}
         | (protocol or {}),
         "views": rows,
     }
-    if out_dir is not None:
+    if out_dir is not None and rank == 0:
         with whole_file(Path(out_dir) / f"{stem}.json") as partial:
             partial.write_text(json.dumps(_finite(result), indent=1, allow_nan=False), encoding="utf-8")
     return result
@@ -244,13 +253,15 @@ def _fitted(given: Camera, refined: Camera) -> dict[str, float]:
     }
 
 
-def _timing(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _timing(rows: Sequence[dict[str, Any]], processes: int) -> dict[str, Any]:
+    """Of one process: seconds per view and rays per second do not depend on how many of them shared the views."""
     seconds = [row["seconds"] for row in rows]
     rays = sum(row["width"] * row["height"] for row in rows)
     return {
         "seconds_per_view": statistics.fmean(seconds),
         "seconds_per_view_median": statistics.median(seconds),
         "rays_per_second": rays / max(sum(seconds), 1e-9),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "peak_memory_bytes": peak_memory_bytes(),
     }

@@ -6,8 +6,9 @@ Frames are written as they are rendered and files appear under their final names
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from av import VideoStream
     from av.container import OutputContainer
 
+    from .distributed import World
     from .methods.base import Image, Method
 
 OUTPUTS = ("rgb", "depth", "normal", "alpha")
@@ -61,6 +63,7 @@ def render_path(
     background: Tensor | None = None,
     crf: int = 18,
     viewing: Viewing = MONO,
+    world: World | None = None,
 ) -> Rendering:
     """Render every camera into an MP4 (H.264, yuv420p, BT.709, so that browsers and phones play it).
 
@@ -69,6 +72,7 @@ def render_path(
     viewing: for two eyes, and for how much of a panorama. Players are told of this and of panoramas, unless several
     outputs share a frame.
     crf: 0 (largest) to 51 (worst); 18 is visually close to lossless. Odd sizes grow by one repeated row or column.
+    world: several processes that call this together. Each renders every so-manieth frame; the first writes them all.
     An interruption at any moment leaves nothing, or an older video, under the final name.
     """
     out = Path(out)
@@ -86,17 +90,23 @@ def render_path(
     limits = path_depth_range(method, frames) if "depth" in outputs else None
     targets = [out.with_name(f"{out.stem}_{name}.mp4") for name in outputs] if separate else [out]
     tags = viewing.tags(frames[0]) if separate or len(outputs) == 1 else None
-    writers = [VideoWriter(target, fps, crf, tags) for target in targets]
+    writes = world is None or world.is_first
+    writers = [VideoWriter(target, fps, crf, tags) for target in targets] if writes else []
     notes: list[str] = []
     background = None if background is None else method.info.coded(background)
+
+    def shown(camera: Camera) -> np.ndarray:
+        """All outputs of a frame, [outputs, H, W, 3]."""
+        seen = eyes(method, camera, viewing, background)
+        return np.stack([
+            viewing.packed([shown_output(_shown(method, image), eye, name, limits, notes) for image, eye in seen])
+            for name in outputs
+        ])  # fmt: skip
+
     try:
-        for done, camera in enumerate(frames, start=1):
-            seen = eyes(method, camera, viewing, background)
-            shown = [
-                viewing.packed([shown_output(_shown(method, image), eye, name, limits, notes) for image, eye in seen])
-                for name in outputs
-            ]
-            for writer, picture in zip(writers, shown if separate else [np.hstack(shown)], strict=True):
+        for done, frame in enumerate(_in_order(world, frames, shown), start=1):
+            parts = list(frame) if separate else [np.hstack(list(frame))]
+            for writer, picture in zip(writers, parts, strict=True):
                 writer.add(picture)
             if progress is not None:
                 progress(done, len(frames))
@@ -106,7 +116,7 @@ def render_path(
         for writer in writers:
             writer.discard()
     notes += [writer.note for writer in writers[:1] if writer.note]
-    return Rendering(tuple(targets), len(frames), tuple(notes))
+    return Rendering(tuple(targets), len(frames), tuple(_told_by_all(world, notes)))
 
 
 def render_stills(
@@ -123,6 +133,7 @@ def render_stills(
     suffix: str = ".png",
     viewing: Viewing = MONO,
     hdr: bool = False,
+    world: World | None = None,
 ) -> Rendering:
     """Render every camera into pictures folder/NAME_rgb.png, NAME_depth.png, ...; sizes may differ.
 
@@ -131,6 +142,7 @@ def render_stills(
     65535 steps) or "npy" (float32 in capture units). Depth is the distance along the ray, not z.
     hdr: colours as linear light in NAME_rgb.exr, half precision, sRGB primaries, in the units of the pictures that were
     trained on (1 is white where those were sRGB); needs the library OpenEXR.
+    world: several processes that call this together. Each renders and writes every so-manieth picture.
     """
     folder = Path(folder)
     frames = list_cameras(cameras)
@@ -144,32 +156,66 @@ def render_stills(
     stems = [f"{i:04d}" for i in range(len(frames))] if names is None else unique_stems(names)
     limits = path_depth_range(method, frames) if "depth" in outputs and depth_as == "colour" else None
     capture_per_scene = 1.0 / method.info.scene_from_capture.scale
-    files: list[Path] = []
+    files = [folder / f"{stem}_{name}{_suffix(name, suffix, depth_as, hdr)}" for stem in stems for name in outputs]
     notes: list[str] = []
     saturated = 0
     background = None if background is None else method.info.coded(background)
-    for done, (camera, stem) in enumerate(zip(frames, stems, strict=True), start=1):
+    rank, size = (0, 1) if world is None else (world.rank, world.size)
+    for i in range(rank, len(frames), size):
+        camera = frames[i]
         seen = eyes(method, camera, viewing, background)
-        for name in outputs:
+        for name, file in zip(outputs, files[i * len(outputs) : (i + 1) * len(outputs)], strict=True):
             if name == "depth" and depth_as != "colour":
-                files.append(folder / f"{stem}_depth.{'npy' if depth_as == 'npy' else 'png'}")
                 # Where most of the ray went through, an expected depth means nothing; 0 says so.
                 depths = [torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene for image, _ in seen]
                 depth = torch.from_numpy(viewing.packed([depth.numpy() for depth in depths]))
-                saturated += pictures.save_depth(files[-1], depth, depth_unit)
+                saturated += pictures.save_depth(file, depth, depth_unit)
             elif name == "rgb" and hdr:
-                files.append(folder / f"{stem}_rgb.exr")
-                exr.write_rgb(files[-1], viewing.packed([method.info.light(image.rgb).numpy() for image, _ in seen]))
+                exr.write_rgb(file, viewing.packed([method.info.light(image.rgb).numpy() for image, _ in seen]))
             else:
-                files.append(folder / f"{stem}_{name}{suffix}")
                 shown = [shown_output(_shown(method, image), eye, name, limits, notes) for image, eye in seen]
-                pictures.save_picture(files[-1], viewing.packed(shown))
+                pictures.save_picture(file, viewing.packed(shown))
         if progress is not None:
-            progress(done, len(frames))
+            progress(min(i + size, len(frames)), len(frames))
+    if world is not None:
+        saturated = int(world.sum([saturated])[0])
+        notes = _told_by_all(world, notes)
     if saturated:
         most = f"{65535 * depth_unit:g} capture units"
         notes.append(f"{saturated} depth pixels lie beyond {most}, the most that a 16-bit file holds.")
     return Rendering(tuple(files), len(frames), tuple(notes))
+
+
+def _suffix(output: str, suffix: str, depth_as: str, hdr: bool) -> str:
+    """How the file of an output ends."""
+    if output == "depth" and depth_as != "colour":
+        return ".npy" if depth_as == "npy" else ".png"
+    return ".exr" if output == "rgb" and hdr else suffix
+
+
+def _in_order(
+    world: World | None, frames: Sequence[Camera], make: Callable[[Camera], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The pictures that `make` makes of all frames, in order. Of several processes each makes every so-manieth, and the
+    first alone gets them."""
+    if world is None:
+        yield from map(make, frames)
+        return
+    mine = np.zeros(0)
+    for begin in range(0, len(frames), world.size):
+        count = min(world.size, len(frames) - begin)
+        # At the end some have no frame left. What they send instead, which nobody looks at, must have the same shape.
+        if world.rank < count or not mine.size:
+            mine = make(frames[min(begin + world.rank, len(frames) - 1)])
+        for picture in world.collect(torch.from_numpy(mine))[:count]:
+            yield picture.numpy()
+
+
+def _told_by_all(world: World | None, notes: list[str]) -> list[str]:
+    """The notes of all processes, each sentence once."""
+    if world is None:
+        return notes
+    return list(dict.fromkeys(note for told in world.gather(json.dumps(notes)) for note in json.loads(told)))
 
 
 def _shown(method: Method, image: Image) -> Image:

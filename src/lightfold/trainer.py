@@ -4,6 +4,10 @@ Everything a step does stands in `train`; what surrounds it (the clock, the log,
 small classes below it. Evaluation, pictures and checkpoints never touch the state of the training, and all randomness
 of a step comes from (seed, step): a run that was interrupted continues as if it had not been, bit for bit on a CPU
 with the same threads when its budget is in steps.
+
+Where several processes train together (`distributed`), each draws rays of its own, and every step's gradient is the
+mean of all of theirs. They hold the same weights after every step, so they must also decide the same: `agree` is the
+exchange for that. The first process alone reads and writes the run.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import pictures
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .evaluate import background_colour, composited
 from .machine import peak_memory_bytes
 from .methods.base import step_generator
@@ -31,8 +35,9 @@ from .optim import Adam
 
 if TYPE_CHECKING:
     from .config import TrainConfig
+    from .distributed import World
     from .methods.base import Method
-    from .run import Run
+    from .run import Checkpoint, Run
     from .scene import Scene
 
 FIRST_PICTURE = 1.5
@@ -73,18 +78,24 @@ def train(
     config: TrainConfig,
     progress: bool | Told = True,
     onlooker: Onlooker | None = None,
+    world: World | None = None,
 ) -> None:
     """Train `method` on `scene` to the end of the budget, continuing from the run's newest checkpoint if it has one.
 
     Writes checkpoints, metrics.jsonl, TensorBoard events and preview.jpg into the run. progress: whether to show how
-    far it is, or whom to tell. Ctrl-C ends the step, saves, and is raised again. Raises RunError when the loss stays
-    not finite.
+    far it is, or whom to tell. Ctrl-C ends the step, saves, and is raised again. world: all processes that train this
+    run, each of which calls this; an onlooker is for one that trains alone. Raises RunError when the loss stays not
+    finite, and LostError when another process is gone.
     """
+    if world is not None and not method.TOGETHER:
+        raise ConfigError(f"{run.config.method} cannot be trained by several processes together; train it with one.")
     optim = Adam(method.groups())
     budget = Budget(config, method.config.steps)
-    log = Log(run, scene, method, config, budget, progress, onlooker)
-    memory = Memory(run, method, optim, budget)
-    ctrl_c = CtrlC()
+    writes = world is None or world.is_first
+    log = Log(run, scene, method, config, budget, progress, onlooker) if writes else Silence()
+    memory = Memory(run, method, optim, budget, world)
+    ctrl_c = CtrlC(alone=world is None)
+    rank = 0 if world is None else world.rank
     step = memory.recall()
     gc.collect()
     gc.freeze()
@@ -94,14 +105,21 @@ def train(
             budget.start(step)
             while not budget.spent(step):
                 ctrl_c.obey()
-                losses = method.loss(scene, step, step_generator(config.seed, step))
+                losses = method.loss(scene, step, step_generator(config.seed, step, rank))
                 loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
-                if not math.isfinite(value := float(loss.detach())):
+                value = float(loss.detach())
+                if world is not None:
+                    value = agree(world, value, method, budget, memory, ctrl_c)
+                if not math.isfinite(value):
                     optim.zero_grad()
                     step = memory.retreat(step)
                     continue
                 loss.backward()
+                if world is not None:
+                    method.stats["sent_mb"] = world.average_gradients(optim.groups) / 1e6
                 optim.step(budget.fraction(step))
+                if world is not None:
+                    world.maximum_(method.peaks(step))
                 method.after_step(step, optim)
                 step += 1
                 memory.healthy()
@@ -126,6 +144,23 @@ def train(
     memory.save(step)
 
 
+def agree(world: World, loss: float, method: Method, budget: Budget, memory: Memory, ctrl_c: CtrlC) -> float:
+    """The mean loss of all processes, with all else that they must see alike, in one exchange.
+
+    The clock, and whether a checkpoint is due, are those of the first process; anybody may have been asked to stop;
+    and what a method counts in a step, which may decide how many rays it draws next, is that of the whole batch.
+    """
+    stats, first = method.stats, float(world.is_first)
+    mine = [loss, float(ctrl_c.asked), first * budget.elapsed(), first * memory.late()]
+    total = world.sum([*mine, *(float(stats.get(name, 0.0)) for name in SUMMED)])
+    loss, stop, seconds, late, *counts = total
+    ctrl_c.agreed, budget.agreed, memory.agreed = stop > 0, seconds, late > 0
+    whole = dict(zip(SUMMED, counts, strict=True))
+    whole["mse"] /= world.size
+    method.stats = stats | {name: value for name, value in whole.items() if name in stats}
+    return loss / world.size
+
+
 def show(onlooker: Onlooker, step: int, fraction: float, memory: Memory, ctrl_c: CtrlC) -> None:
     """Give the onlooker its turn, and more of them while it wants the training to pause."""
     while True:
@@ -139,25 +174,30 @@ class CtrlC:
     """Holds Ctrl-C, SIGTERM and SIGHUP back until the step is whole, so that what is saved is a state that the training
     has really been in.
 
-    A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes.
+    A second Ctrl-C does not wait. Outside the main thread, where signals cannot be caught, nothing changes. A process
+    that is not alone stops after the step in which all have heard of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.torn = False
         """Whether a step was cut off in the middle, so that its state is none to save."""
-        self._asked = False
+        self.asked = False
+        """Whether this process was asked to stop."""
+        self.agreed = False
+        """Whether any was, as all of them know."""
+        self._alone = alone
         self._before: dict[signal.Signals, Any] = {}
 
     def obey(self) -> None:
         """Raise KeyboardInterrupt if it was asked for."""
-        if self._asked:
+        if self.asked if self._alone else self.agreed:
             raise KeyboardInterrupt
 
     def _ask(self, number: int, frame: object) -> None:
-        if self._asked:
+        if self.asked:
             self.torn = True
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
 
     def __enter__(self) -> CtrlC:
         if threading.current_thread() is threading.main_thread():
@@ -179,6 +219,8 @@ class Budget:
         self.steps = config.steps if config.steps or config.minutes else method_steps
         self.before = 0.0
         """Seconds spent by earlier sittings of this run."""
+        self.agreed: float | None = None
+        """Seconds so far by the first process's clock, where several train together; None: this one's own count."""
         self._since = 0.0
         self._cpu_since = 0.0
         self._paused_at: tuple[float, float] | None = None
@@ -202,7 +244,8 @@ class Budget:
     def fraction(self, step: int) -> float:
         """Share of the budget that is spent, in [0, 1]: what schedules run on."""
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = self.elapsed() / self.seconds if self.seconds else 0.0
+        elapsed = self.elapsed() if self.agreed is None else self.agreed
+        by_time = elapsed / self.seconds if self.seconds else 0.0
         return min(max(by_steps, by_time), 1.0)
 
     def spent(self, step: int) -> bool:
@@ -224,11 +267,17 @@ class Budget:
 
 
 class Memory:
-    """Checkpoints, and the way back from a loss that is not finite."""
+    """Checkpoints, and the way back from a loss that is not finite.
 
-    def __init__(self, run: Run, method: Method, optim: Adam, budget: Budget) -> None:
-        self.run, self.method, self.optim, self.budget = run, method, optim, budget
+    Of several processes the first reads and writes them. The others need not see the run's folder.
+    """
+
+    def __init__(self, run: Run, method: Method, optim: Adam, budget: Budget, world: World | None = None) -> None:
+        self.run, self.method, self.optim, self.budget, self.world = run, method, optim, budget, world
         self.every = run.config.train.checkpoint_every or math.inf
+        self.processes = 1 if world is None else world.size
+        self.agreed = False
+        """Whether a checkpoint is due by the first process's clock, where several train together."""
         self.saved_at = time.perf_counter()
         self.saved_step = -1
         self.bad = 0
@@ -236,17 +285,52 @@ class Memory:
 
     def recall(self) -> int:
         """Load the newest good checkpoint; the step to go on with, 0 when there is none."""
-        found = self.run.checkpoint(resume=True)
-        if found is None:
+        step = self._load()
+        if step is None:
             return 0
-        self._load(found)
-        self.budget.before = float((found.resume or {})["seconds"])
-        self.saved_step = found.step
-        return found.step
+        self.saved_step = step
+        return step
 
-    def _load(self, found: Any) -> None:
+    def _load(self, keep_clock: bool = False) -> int | None:
+        """Take over the newest good checkpoint, and return its step; None without one.
+
+        Everywhere the state is then that of the first process, also where there is no checkpoint.
+        """
+        first = self.world is None or self.world.is_first
+        found = self.run.checkpoint(resume=True) if first else None
+        if found is not None:
+            self._take(found, keep_clock)
+        if self.world is None:
+            return None if found is None else found.step
+        step, self.budget.before = self.world.sum(
+            [-1.0 if found is None else found.step, self.budget.before] if first else [0.0, 0.0]
+        )
+        if not keep_clock:
+            self.budget.agreed = self.budget.before
+        self._level()
+        return None if step < 0 else int(step)
+
+    def _take(self, found: Checkpoint, keep_clock: bool) -> None:
+        state = found.resume or {}
         self.method.load_state_dict(found.tensors)
-        self.optim.load_state(found.resume)
+        self.optim.load_state(state)
+        if keep_clock:
+            return
+        self.budget.before = float(state["seconds"])
+        before = int(state.get("processes", 1))
+        if before != self.processes:
+            self.run.notes.append(
+                f"{before} process(es) trained this run until step {found.step}, and {self.processes} from there on: "
+                "the batch of a step is the sum of theirs."
+            )
+
+    def _level(self) -> None:
+        """Give all processes the first one's state."""
+        assert self.world is not None
+        state, moments = self.method.state_dict(), self.optim.state()
+        self.world.share([*state.values(), *moments.values()])
+        self.method.load_state_dict(state)
+        self.optim.load_state(moments)
 
     def healthy(self) -> None:
         """A step went well."""
@@ -258,21 +342,24 @@ class Memory:
         if self.bad < PATIENCE:
             return step + 1
         self.retreats += 1
-        found = self.run.checkpoint(resume=True)
-        if found is None or self.retreats > RETREATS:
+        found = self._load(keep_clock=True) if self.retreats <= RETREATS else None
+        if found is None:
             raise RunError(
                 f"The loss was not finite for {self.bad} steps in a row at step {step} and restoring did not help. "
                 "Lower the learning rates (see `lightfold train METHOD --help`), and check the poses of the capture."
             )
-        self._load(found)
         self.bad = 0
-        self.run.notes.append(f"The loss was not finite at step {step}; the state of step {found.step} was restored.")
+        self.run.notes.append(f"The loss was not finite at step {step}; the state of step {found} was restored.")
         # Another sitting of the same step would draw the same batch, so the steps that failed are passed over.
         return step + 1
 
+    def late(self) -> bool:
+        """Whether it is time for a checkpoint, by this process's clock."""
+        return time.perf_counter() - self.saved_at > self.every
+
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return time.perf_counter() - self.saved_at > self.every
+        return self.late() if self.world is None else self.agreed
 
     def save_if_due(self, step: int) -> None:
         """Write a checkpoint if it is time."""
@@ -281,12 +368,47 @@ class Memory:
 
     def save(self, step: int) -> None:
         """Write a checkpoint, unless that of this step is written, or the weights are no numbers any more."""
-        state = self.method.state_dict()
-        if step == self.saved_step or not all(bool(t.isfinite().all()) for t in state.values()):
+        if step == self.saved_step:
             return
-        seconds = torch.tensor(self.budget.elapsed(), dtype=torch.float64)
-        self.run.save_checkpoint(step, state, self.optim.state() | {"seconds": seconds})
+        if self.world is not None:
+            self._compare(step, self.world)
+        state = self.method.state_dict()
+        if not all(bool(t.isfinite().all()) for t in state.values()):
+            return
+        if self.world is None or self.world.is_first:
+            seconds = torch.tensor(self.budget.elapsed(), dtype=torch.float64)
+            resume = {"seconds": seconds, "processes": torch.tensor(self.processes)}
+            self.run.save_checkpoint(step, state, self.optim.state() | resume)
         self.saved_step, self.saved_at = step, time.perf_counter()
+
+    def _compare(self, step: int, world: World) -> None:
+        """See to it that all processes hold the same state. Processors of different kinds may round differently."""
+        world.maximum_(self.method.peaks())
+        if not world.alike([*self.method.state_dict().values(), *self.optim.state().values()]):
+            self._level()
+            note = "The processes' weights had drifted apart, as processors of different kinds round differently"
+            if not any(line.startswith(note) for line in self.run.notes):
+                self.run.notes.append(f"{note}; from step {step} on they are those of the first again.")
+
+
+class Silence:
+    """The log of a process that is not the first: nothing."""
+
+    def note(self, step: int, loss: float, losses: dict[str, Any]) -> None:
+        """A step was made."""
+
+    def due(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def write(self, step: int) -> None:
+        """Nothing."""
+
+    def close(self, step: int) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
 
 
 class Log:

@@ -22,7 +22,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..errors import LightfoldError
+from ..errors import LightfoldError, LostError
 from . import console
 
 VERBS = {
@@ -43,6 +43,9 @@ VERBS = {
 
 DONE, WENT_WRONG, INTERRUPTED = 0, 2, 130
 """Exit codes. 130 is what shells report for a program stopped by Ctrl-C."""
+CRASHED, LOST = 70, 75
+"""Exit codes of one of several processes (`workers`): it hit what should not have happened, or another one is gone.
+Starting all of them again may help."""
 
 DEBUG = "LIGHTFOLD_DEBUG"
 
@@ -123,10 +126,20 @@ def _run(verb: str, arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        console.complain(in_words(error))
+        return _complain(error)
     else:
         return DONE
-    return WENT_WRONG
+
+
+def _complain(error: Exception) -> int:
+    """Say what went wrong; the exit code."""
+    from .workers import PARENT, TORCHRUN
+
+    lost = isinstance(error, LostError)
+    if not (lost and PARENT in os.environ):  # Who started the processes knows which one ended, and says that.
+        console.complain(in_words(error))
+    crashed = bool(TORCHRUN & set(os.environ)) and not isinstance(error, LightfoldError)
+    return LOST if lost else CRASHED if crashed else WENT_WRONG
 
 
 def in_words(error: Exception) -> str:

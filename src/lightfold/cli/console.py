@@ -30,23 +30,40 @@ _screen: Console | None = None
 """The console on which that is being drawn, through which everything else must go so as not to be drawn over."""
 
 
+_name: str | None = None
+"""Who is complaining, in a process that says nothing else."""
+
+
+def only_complain(name: str) -> None:
+    """From now on show complaints alone, and under this name: the process is one of several, and another one speaks."""
+    global _name
+    _name = name
+
+
 def say(text: str, style: str = "") -> None:
     """A line on standard output, not wrapped, so that a path in it can be copied."""
+    if _name is not None:
+        return
     _console().print(Text(text, style=style), soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """A sentence in red on standard error."""
+    text = text if _name is None else f"{_name}: {text}"
     _console(stderr=True).print(Text(text, style="bold red"), soft_wrap=True)
 
 
 def remark(text: str) -> None:
     """A sentence in yellow on standard error: something the user should know that stops nothing."""
+    if _name is not None:
+        return
     _console(stderr=True).print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def table(rows: Sequence[tuple[str, str]], title: str = "") -> None:
     """Two columns: what it is, and its value. Lines are not wrapped, so that a path in one can be copied."""
+    if _name is not None:
+        return
     shown = _console()
     if title:
         shown.print(Text(title, style="bold cyan"), soft_wrap=True)
@@ -67,6 +84,9 @@ def progress(title: str) -> Iterator[Report]:
 
     Inside `reporting_to`, a part of what is shown there."""
     shown = Console(stderr=True, highlight=False)
+    if _name is not None:
+        yield lambda done, total, text="": None
+        return
     if _whole is not None:
         yield _whole(title)
         return

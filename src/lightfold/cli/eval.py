@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from ..errors import ConfigError
-from . import console
+from . import console, workers
 from .arguments import parse
 
 if TYPE_CHECKING:
+    from ..distributed import World
     from ..run import Run
     from ..scene import Scene
 
@@ -40,6 +42,8 @@ class EvalArguments:
     """Which checkpoint. None: the newest."""
     capture: str | None = None
     """Where the pictures are now, if they were moved."""
+    devices: int = 1
+    """Processes that share the views, one for each GPU, or sharing the cores where there is none."""
 
 
 def main(words: list[str]) -> None:
@@ -47,13 +51,23 @@ def main(words: list[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION, EvalArguments())
     if not arguments.run:
         raise ConfigError("Say which run to score: `lightfold eval RUN`.")
+    if workers.several(arguments.devices):
+        workers.start(["eval", *words], arguments.devices)
+        return
+    with workers.joined(arguments.devices) as world:
+        score(arguments, world)
+
+
+def score(arguments: EvalArguments, world: World | None) -> None:
+    """Scores and report, alone or together with others."""
     from ..report import write_report
     from ..run import Run
     from . import steps
 
     run = Run.open(arguments.run)
     steps.use_threads(None)
-    scene = steps.scene_of(run, arguments.capture)
+    with nullcontext() if world is None else world.one_per_machine_first():
+        scene = steps.scene_of(run, arguments.capture)
     result = evaluate_run(
         run,
         scene,
@@ -63,7 +77,10 @@ def main(words: list[str]) -> None:
         lpips=False if arguments.lpips == "none" else arguments.lpips,
         refine=arguments.refine,
         again=True,
+        world=world,
     )
+    if world is not None and not world.is_first:
+        return
     report = write_report(run.path)
     console.table([*scores(result), ("report", str(report))], title=str(run.path))
 
@@ -77,12 +94,13 @@ def evaluate_run(
     lpips: str | bool = False,
     refine: str = "none",
     again: bool = False,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint and write eval.json. Unless `again`, scores of the same checkpoint that exist are returned."""
     from ..evaluate import evaluate
+    from . import steps
 
-    found = run.checkpoint(step)
-    step = None if found is None else found.step
+    step = steps.checkpoint_step(run, step, world)
     plain = views == "test" and refine == "none"
     written = _written(run.path / "eval.json") if plain and not again else {}
     if written and written["protocol"].get("step") == step:
@@ -98,8 +116,9 @@ def evaluate_run(
     }
     with console.progress("scoring views") as report:
         return evaluate(
-            method, scene, views, run.path, protocol, background=background, lpips=lpips, refine=refine, progress=report
-        )
+            method, scene, views, run.path, protocol,
+            background=background, lpips=lpips, refine=refine, progress=report, world=world,
+        )  # fmt: skip
 
 
 def _written(path: Path) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def describe_run(run: Run) -> tuple[str, Rows, list[str]]:
     if found is not None:
         count = sum(tensor.numel() for tensor in found.tensors.values() if tensor.is_floating_point())
         rows.append(("model", f"{count:,} numbers, {_size(found.path.stat().st_size)}"))
+        if (processes := int((found.resume or {}).get("processes", 1))) > 1:
+            rows.append(("trained by", f"{processes} processes lately; the batch of a step is the sum of theirs"))
     logged = [row for row in run.metrics() if "step" in row]
     if logged:
         last = {key: value for key, value in logged[-1].items() if isinstance(value, (int, float))}

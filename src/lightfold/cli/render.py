@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from ..errors import ConfigError
-from . import console
+from . import console, workers
 from .arguments import parse
 
 if TYPE_CHECKING:
     from ..cameras import Camera, Lens
     from ..capture import Capture
+    from ..distributed import World
     from ..geometry import Similarity
     from ..render import Rendering
     from ..run import Run
@@ -72,6 +73,8 @@ class RenderArguments:
     """The dataparser_transforms.json of the nerfstudio run in whose viewer a camera-path file was made."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    devices: int = 1
+    """Processes that share the frames, one for each GPU, or sharing the cores where there is none."""
 
 
 def main(words: list[str]) -> None:
@@ -80,12 +83,21 @@ def main(words: list[str]) -> None:
     if not arguments.run:
         raise ConfigError("Say which run to render: `lightfold render RUN`.")
     _check(arguments)
+    if workers.several(arguments.devices):
+        workers.start(["render", *words], arguments.devices)
+        return
+    with workers.joined(arguments.devices) as world:
+        show(arguments, world)
+
+
+def show(arguments: RenderArguments, world: World | None) -> None:
+    """The pictures, made alone or together with others."""
     from ..run import Run
     from . import steps
 
     run = Run.open(arguments.run)
     steps.use_threads(None)
-    rendering = render_run(run, arguments)
+    rendering = render_run(run, arguments, world)
     for note in rendering.notes:
         console.remark(note)
     first = rendering.files[0]
@@ -115,11 +127,12 @@ def _check(arguments: RenderArguments) -> None:
         raise ConfigError(f"--out must end in .mp4 for a video, and it is {arguments.out}; or ask for --stills.")
 
 
-def render_run(run: Run, arguments: RenderArguments) -> Rendering:
+def render_run(run: Run, arguments: RenderArguments, world: World | None = None) -> Rendering:
     """What the arguments ask for."""
     import torch
 
     from ..render import render_path, render_stills
+    from . import steps
 
     cameras, fps, names, notes, eyes = cameras_of(run, arguments)
     background = None if arguments.background is None else torch.tensor(arguments.background)
@@ -128,7 +141,7 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
         raise ConfigError(f"--size must have an even width for vr180, and it is {arguments.size[0]}.")
     if viewing.layout != "mono" and len(arguments.outputs) > 1 and not arguments.stills and names is None:
         raise ConfigError("A stereo video has room for one of --outputs; render the others into videos of their own.")
-    method = run.method(arguments.step)
+    method = run.method(steps.checkpoint_step(run, arguments.step, world))
     name = Path(arguments.path).stem if arguments.path.endswith(".json") else arguments.path
     for note in notes:
         console.remark(note)
@@ -146,6 +159,7 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
                 depth_as=arguments.depth_as,
                 viewing=viewing,
                 hdr=arguments.hdr,
+                world=world,
             )
         kind = ["vr180"] if viewing.half else [viewing.layout] if viewing.layout != "mono" else []
         out = arguments.out or run.path / "renders" / f"{'_'.join([name, *kind, *arguments.outputs])}.mp4"
@@ -158,6 +172,7 @@ def render_run(run: Run, arguments: RenderArguments) -> Rendering:
             report,
             background=background,
             viewing=viewing,
+            world=world,
         )
 
 

@@ -20,7 +20,7 @@ from ..poses.config import PoseConfig
 from ..report import write_report
 from ..run import Run, is_run
 from ..scene import Scene, SceneConfig
-from . import console, steps
+from . import console, steps, workers
 from .arguments import parse
 from .claim import claimed, owner
 from .eval import evaluate_run, scores
@@ -75,6 +75,7 @@ class RunArguments(Generic[ModelT]):
 def main(words: list[str]) -> None:
     """The verb."""
     arguments = parse_run(words)
+    workers.only_one("run")
     if not arguments.footage:
         raise ConfigError("Say what to make a field of: `lightfold run FOOTAGE`; see `lightfold run --help`.")
     try:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import machine, trainer
 from ..capture import Capture
-from ..config import RunConfig, TrainConfig
+from ..config import RunConfig, TrainConfig, from_yaml, to_yaml
 from ..errors import CaptureError, ConfigError, RunError
 from ..formats import FORMATS, VIDEO_SUFFIXES, open_capture
 from ..methods import method_class
 from ..methods.base import Method
 from ..run import Run, is_run, next_folder
-from ..scene import Scene, SceneConfig, load_scene
+from ..scene import Scene, SceneConfig, SceneInfo, load_scene
 from . import console
+
+if TYPE_CHECKING:
+    from ..distributed import World
 
 UNPOSED = (
     "{path} holds {count} pictures without camera poses. Find them with `lightfold poses {path}`, or do everything at "
@@ -69,10 +74,34 @@ def begin(config: RunConfig, out: Path | None) -> tuple[Run, Scene]:
     if out is not None and is_run(out):
         return resume(_same_run(out, config))
     scene = make_scene(posed_capture(config.capture, config.format), config.scene)
-    name = config.method.replace(":", "-")
-    folder = out or next_folder(Path("runs") / capture_name(config.capture), name)
+    folder = out or free_folder(config)
     run = Run.create(folder, config, scene.info)
     console.keep_log(run.path / "log.txt")
+    return run, scene
+
+
+def free_folder(config: RunConfig) -> Path:
+    """Where a run goes that nobody has named a folder for."""
+    return next_folder(Path("runs") / capture_name(config.capture), config.method.replace(":", "-"))
+
+
+def together(world: World | None, begun: Callable[[], tuple[Run, Scene]]) -> tuple[Run, Scene]:
+    """The run and scene that `begun` gives, in every process: the first calls it and tells the others, who need to see
+    the pictures, but not the run's folder."""
+    if world is None:
+        return begun()
+    if world.is_first:
+        run, scene = begun()
+        told = {"path": str(run.path), "config": to_yaml(run.config), "info": run.info.to_dict(), "about": run.about}
+        world.tell(json.dumps(told))
+    else:
+        told = json.loads(world.tell())
+        info = SceneInfo.from_dict(told["info"])
+        run = Run(Path(told["path"]), from_yaml(told["config"]), info, told["about"])
+    with world.one_per_machine_first():  # One decodes the pictures, and the others find them decoded.
+        if not world.is_first:
+            use_threads(run.config.train.threads)
+            scene = scene_of(run)
     return run, scene
 
 
@@ -110,16 +139,23 @@ def resume(run: Run) -> tuple[Run, Scene]:
     return run, scene_of(run)
 
 
-def train(run: Run, scene: Scene, watch: Callable[[Method], trainer.Onlooker] | None = None) -> None:
+def train(
+    run: Run,
+    scene: Scene,
+    watch: Callable[[Method], trainer.Onlooker] | None = None,
+    world: World | None = None,
+) -> None:
     """Train a run to the end of its budget, from its newest good checkpoint if it has one. `watch` makes an onlooker of
-    the method."""
+    the method; `world` is all processes that train it together."""
     torch.manual_seed(run.config.train.seed)
     method = method_class(run.config.method.partition(":")[0])(run.config.model, run.info)
     onlooker = None if watch is None else watch(method)
     try:
-        trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker)
+        trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}") from None
+        # On several machines it is torchrun that goes on.
+        devices = "" if world is None or world.local_size < world.size else f" --devices {world.size}"
+        raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{devices}") from None
     finally:
         for note in run.notes:
             console.remark(note)
@@ -141,6 +177,14 @@ def scene_of(run: Run, capture: str | Path | None = None) -> Scene:
             f"{len(run.info.names)}. Restore the pictures, or name the right folder with --capture."
         )
     return scene
+
+
+def checkpoint_step(run: Run, step: int | None, world: World | None = None) -> int | None:
+    """The step of the newest good checkpoint, or `step` if there is one of it: the same for all processes, though a
+    training may just be writing another."""
+    found = run.checkpoint(step) if world is None or world.is_first else None
+    own = None if found is None else found.step
+    return own if world is None else json.loads(world.tell(json.dumps(own)))
 
 
 def use_threads(threads: int | None) -> None:

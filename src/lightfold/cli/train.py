@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
+import psutil
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..config import RunConfig, TrainConfig, lookup
@@ -14,9 +16,13 @@ from ..errors import ConfigError
 from ..methods import METHODS
 from ..run import Run, is_run
 from ..scene import SceneConfig
-from . import console, steps
+from . import console, steps, workers
 from .arguments import parse
 from .view import WatchArguments, watching
+
+if TYPE_CHECKING:
+    from ..distributed import World
+    from ..scene import Scene
 
 ModelT = TypeVar("ModelT")
 DEFAULT_METHOD = next(iter(METHODS))
@@ -25,8 +31,9 @@ DEFAULT_METHOD = next(iter(METHODS))
 DESCRIPTION = """Train a method on a capture, into a run folder.
 
 `lightfold train METHOD CAPTURE` begins a run, `lightfold train RUN` goes on with one to the end of its budget, and
-`lightfold train RUN --minutes 10` gives it another budget. The model options below are those of {method}; every method
-has its own: `lightfold train METHOD --help`. Methods: {methods}."""
+`lightfold train RUN --minutes 10` gives it another budget. With --devices N, or started by torchrun, several processes
+train together, and as many as you like when a run goes on. The model options below are those of {method}; every
+method has its own: `lightfold train METHOD --help`. Methods: {methods}."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +54,51 @@ class TrainArguments(Generic[ModelT]):
     """Run folder. None: the next free runs/CAPTURE/METHOD-N."""
     format: str = "auto"
     """Format of the capture; "auto" finds out."""
+    devices: int = 1
+    """Processes that train together, one for each GPU, or sharing the cores where there is none. A step's batch is the
+    sum of theirs, so N of them look at N times the samples per step; the options are those of one."""
 
 
 def main(words: list[str]) -> None:
     """The verb."""
     arguments = parse_training(words)
-    what = arguments.what
-    if what and is_run(what) and not arguments.capture:
+    if workers.several(arguments.devices):
+        start(arguments, words)
+        return
+    with workers.joined(arguments.devices) as world:
+        train(arguments, world)
+
+
+def start(arguments: TrainArguments[Any], words: list[str]) -> None:
+    """Have several processes do it, all into one folder, also those that take the place of others."""
+    refuse_watching(arguments)
+    if goes_on(arguments):
         only_budget(arguments)
-        run = Run.open(what)
-        steps.budget(run, arguments.train)
-        run, scene = steps.resume(run)
+        folder = Run.open(arguments.what).path
     else:
-        run, scene = steps.begin(run_config(arguments), arguments.out)
+        folder = arguments.out or steps.free_folder(run_config(arguments))
+        words = [*words, "--out", str(folder)]
+    workers.start(["train", *words], arguments.devices, workers.checkpoint_of(folder))
+
+
+def train(arguments: TrainArguments[Any], world: World | None) -> None:
+    """Begin a run or go on with one, alone or together with others."""
+    if world is not None:
+        refuse_watching(arguments)
+
+    def begun() -> tuple[Run, Scene]:
+        if not goes_on(arguments):
+            config = run_config(arguments)
+            return steps.begin(config, arguments.out or begun_before(config))
+        only_budget(arguments)
+        run = Run.open(arguments.what)
+        steps.budget(run, arguments.train)
+        return steps.resume(run)
+
+    run, scene = steps.together(world, begun)
     console.say(f"The run is in {run.path}")
     with watching(arguments.watch, run, scene) as watch:
-        steps.train(run, scene, None if watch is None else watch.begin)
+        steps.train(run, scene, None if watch is None else watch.begin, world)
         console.say(
             f"Look at it: lightfold view {run.path}\nScore it:   lightfold eval {run.path}\n"
             f"A video:    lightfold render {run.path}"
@@ -70,6 +106,34 @@ def main(words: list[str]) -> None:
         if watch is not None:
             watch.training_ended()
             watch.stay()
+
+
+def goes_on(arguments: TrainArguments[Any]) -> bool:
+    """Whether a run was named, not a method and a capture."""
+    return bool(arguments.what) and is_run(arguments.what) and not arguments.capture
+
+
+def refuse_watching(arguments: TrainArguments[Any]) -> None:
+    """Raises ConfigError for --view: a page that lets a training pause would make the other processes wait."""
+    if arguments.watch.view:
+        raise ConfigError(
+            "A training in several processes cannot be watched (--view); look at what it has saved with "
+            "`lightfold view RUN`, also while it goes on."
+        )
+
+
+def begun_before(config: RunConfig) -> Path | None:
+    """The run that this torchrun has begun already, in a folder that nobody named: it starts all processes again when
+    one has died, and when a machine comes or goes."""
+    torchrun = psutil.Process().parent()
+    if "TORCHELASTIC_RUN_ID" not in os.environ or torchrun is None:
+        return None
+    free = steps.free_folder(config)
+    name, _, number = free.name.rpartition("-")
+    last = free.with_name(f"{name}-{int(number) - 1}")
+    if not is_run(last) or Run.open(last).config != config:
+        return None
+    return last if (last / "run.json").stat().st_mtime > torchrun.create_time() else None
 
 
 def parse_training(words: Sequence[str]) -> TrainArguments[Any]:

@@ -22,16 +22,22 @@ STRIDE = 0x9E3779B1
 """Distance between the first steps of two seeds, modulo 2^32: neighbouring seeds meet only after billions of steps."""
 
 
+RANK_STRIDE = 0x6A400000
+"""The same between the processes of one training: an odd multiple of 2^22, so that the first thousand never meet within
+four million steps. It is also one of the steps in which `window` passes over all views: the processes of a machine draw
+from the same views, which lie in its memory once."""
+
 KNOTS = 1 << 12
 """Pixels of a picture at which a distorted lens is inverted exactly (see `DirectionTable`: 1e-3 pixels off between)."""
 
 
-def step_generator(seed: int, step: int) -> Generator:
+def step_generator(seed: int, step: int, rank: int = 0) -> Generator:
     """The randomness of a step. It depends on nothing else, so a resumed run draws what an unbroken one would have.
 
-    PyTorch's CPU generator uses 32 bits of its seed, so seeds are kept apart by a stride within those.
+    PyTorch's CPU generator uses 32 bits of its seed, so seeds, and the ranks of processes that train together, are kept
+    apart by strides within those.
     """
-    return torch.Generator().manual_seed((seed * STRIDE + step) % 2**32)
+    return torch.Generator().manual_seed((seed * STRIDE + rank * RANK_STRIDE + step) % 2**32)
 
 
 def earlier(rng: Generator, steps: int) -> Generator:
@@ -90,6 +96,9 @@ class Method(nn.Module):
     """Frozen dataclass of options; has at least `steps: int`, the length of a full training."""
     PRESETS: ClassVar[dict[str, Any]]
     """Name after the colon in `method:preset` -> Config. The empty name is the default."""
+    TOGETHER: ClassVar[bool] = True
+    """Whether several processes can train it together: whether all that changes its parameters and buffers is the
+    optimiser, `stats`, and what `peaks` names."""
 
     def __init__(self, config: Any, info: SceneInfo) -> None:
         super().__init__()
@@ -115,6 +124,14 @@ class Method(nn.Module):
 
     def after_step(self, step: int, optim: Adam) -> None:
         """Called when the parameters have moved: densify, prune, refresh a grid."""
+
+    def peaks(self, step: int | None = None) -> list[Tensor]:
+        """Buffers whose values the samples of training raise; with a step, those that its `after_step` will read.
+
+        Of several processes each has raised its own. The trainer makes them the largest of all when they are read, and
+        before a checkpoint.
+        """
+        return []
 
 
 # --- what only some methods can be asked ----------------------------------------------------------------------------

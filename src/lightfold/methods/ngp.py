@@ -254,6 +254,10 @@ class NGP(Method):
             rng = torch.Generator().manual_seed(step)
             self.occupancy.update(lambda points: ops.density_at(self.field(), points), c.probes, rng)
 
+    def peaks(self, step: int | None = None) -> list[Tensor]:
+        """What training's samples have found in the cells of the occupancy grid."""
+        return [self.occupancy.peak] if step is None or step % self.BLOCK == self.BLOCK - 1 else []
+
     def _batch(self, step: int) -> float:
         """Samples to aim at, at a step."""
         grown = 0.25 + 0.75 * step / self.config.ramp if self.config.ramp else 1.0
