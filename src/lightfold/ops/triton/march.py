@@ -21,6 +21,7 @@ from . import blocks, halves
 LANES = 32
 WORDS = 16
 POINTS = 128
+PACK_RAYS = 4
 
 
 def march(
@@ -31,9 +32,24 @@ def march(
     rays = origin.shape[0]
     if rays:
         _march_kernel[(blocks(rays, LANES),)](
-            origin, direction, near, far, bits, t0, dt, count, rays, most, cascades, size, *halves(step),
-            *halves(cone), _seed(seed), CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
+            origin, direction, near, far, bits, t0, dt, count, rays, most, cascades, size, 2.0 ** (cascades - 1),
+            *halves(step), *halves(cone), _seed(seed), CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
         )  # fmt: skip
+
+
+def pack(t0: Tensor, dt: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Samples [R, M] of which each ray has count [R] -> offset [R + 1] int64, and one after the other [R M]: ray int32,
+    middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know."""
+    rays, most = t0.shape
+    offset = torch.zeros(rays + 1, dtype=torch.int64, device=t0.device)
+    torch.cumsum(count, 0, out=offset[1:])
+    ray = torch.empty(rays * most, dtype=torch.int32, device=t0.device)
+    middle, length = torch.empty_like(t0).view(-1), torch.empty_like(t0).view(-1)
+    if rays:
+        _pack_kernel[(blocks(rays, PACK_RAYS),)](
+            t0, dt, offset, ray, middle, length, rays, most, RAYS=PACK_RAYS, CHUNK=32, num_warps=4
+        )
+    return offset, ray, middle, length
 
 
 def decay(bits: Tensor, peak: Tensor, cascades: int, size: int, factor: float, threshold: Tensor) -> None:
@@ -95,8 +111,8 @@ def cell_along(x, cells, size):
 def cell_index(k, ix, iy, iz, size):
     """Number of a cell, block-major: word * 64 + bit."""
     side = size // 4
-    word = ((k * side + iz // 4) * side + iy // 4) * side + ix // 4
-    return word.to(tl.int64) * 64 + ((iz % 4) * 4 + iy % 4) * 4 + ix % 4
+    word = ((k * side + (iz >> 2)) * side + (iy >> 2)) * side + (ix >> 2)
+    return word.to(tl.int64) * 64 + ((iz & 3) * 4 + (iy & 3)) * 4 + (ix & 3)
 
 
 @triton.jit
@@ -141,7 +157,7 @@ def _leave(o, d, inverse, low, span, half, width, leave):
 
 @triton.jit(do_not_specialize=["start", "most"])
 def _march_kernel(
-    origin, direction, nears, fars, bits, t_out, dt_out, counts, rays, most, cascades, size,
+    origin, direction, nears, fars, bits, t_out, dt_out, counts, rays, most, cascades, size, outer,
     step_high, step_low, cone_high, cone_low, start,
     CONE: tl.constexpr, JITTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -164,7 +180,6 @@ def _march_kernel(
     good = (total - total == 0) & (dx * dx + dy * dy + dz * dz > 0.5) & (near == near) & (far == far) & there
     ux, uy, uz = _inverse(dx), _inverse(dy), _inverse(dz)
     t = tl.maximum(near, 0.0)
-    outer = power_of_two(cascades - 1).to(dtype)
     t, far = _box(ox, ux, outer, t, far)
     t, far = _box(oy, uy, outer, t, far)
     t, far = _box(oz, uz, outer, t, far)
@@ -188,8 +203,8 @@ def _march_kernel(
         cells = half * power_of_two(-k)
         ix, iy, iz = cell_along(x, cells, size), cell_along(y, cells, size), cell_along(z, cells, size)
         cell = cell_index(k, ix, iy, iz, size)
-        word = tl.load(bits + cell // 64, mask=active, other=0)
-        taken = active & (((word >> (cell % 64)) & 1) != 0)
+        word = tl.load(bits + (cell >> 6), mask=active, other=0)
+        taken = active & (((word >> (cell & 63)) & 1) != 0)
         tl.store(t_out + ray * most + found, t, mask=taken)
         tl.store(dt_out + ray * most + found, dt, mask=taken)
         found += taken.to(tl.int32)
@@ -197,9 +212,9 @@ def _march_kernel(
         # Leave the empty cell, or its whole block where that is empty, by whole steps.
         span = tl.where(word == 0, 4, 1)
         width = power_of_two(k).to(dtype) / half
-        leave = _leave(ox, dx, ux, ix // span * span, span, half, width, far)
-        leave = _leave(oy, dy, uy, iy // span * span, span, half, width, leave)
-        leave = _leave(oz, dz, uz, iz // span * span, span, half, width, leave)
+        leave = _leave(ox, dx, ux, ix & -span, span, half, width, far)
+        leave = _leave(oy, dy, uy, iy & -span, span, half, width, leave)
+        leave = _leave(oz, dz, uz, iz & -span, span, half, width, leave)
         steps = tl.ceil((leave - t) / step - 0.5)
         if CONE:  # Equal steps, as far as they are equal; then growing ones.
             steps = tl.minimum(steps, tl.ceil((step / cone - t) / step))
@@ -216,6 +231,21 @@ def _march_kernel(
         active = active & (after > t) & (after < far) & (found < most)
         t = after
     tl.store(counts + ray, found, mask=there)
+
+
+@triton.jit
+def _pack_kernel(t0, dt, offset, ray_out, middle, length, rays, most, RAYS: tl.constexpr, CHUNK: tl.constexpr):
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)[:, None]
+    there = ray < rays
+    begin = tl.load(offset + ray, mask=there, other=0)
+    samples = tl.load(offset + ray + 1, mask=there, other=0) - begin
+    for start in range(0, tl.max(samples), CHUNK):
+        i = start + tl.arange(0, CHUNK)[None, :]
+        live = i < samples
+        dt_i = tl.load(dt + ray * most + i, mask=live, other=0.0)
+        tl.store(middle + begin + i, tl.load(t0 + ray * most + i, mask=live, other=0.0) + 0.5 * dt_i, mask=live)
+        tl.store(length + begin + i, dt_i, mask=live)
+        tl.store(ray_out + begin + i, tl.broadcast_to(ray.to(tl.int32), [RAYS, CHUNK]), mask=live)
 
 
 @triton.jit
@@ -248,11 +278,11 @@ def _raise_kernel(
     # Not beyond what has a whole number: the cell is that at the edge anyway.
     x, y, z = _held(x, there), _held(y, there), _held(z, there)
     cell = cell_at(x, y, z, cascades, size)
-    word, bit = cell // 64, cell % 64
+    word, bit = cell >> 6, cell & 63
     there = there & (((tl.load(allowed + word, mask=there, other=0) >> bit) & 1) != 0)
     if FORGET:
         empty = there & (((tl.load(before + word, mask=there, other=0) >> bit) & 1) == 0)
-        tl.store(peak + cell, tl.full([POINTS], float("-inf"), tl.float32), mask=empty)
+        tl.store(peak + cell, tl.zeros([POINTS], tl.float32), mask=empty)
     else:
         density = tl.load(densities + i, mask=there, other=0.0)
         tl.atomic_max(peak + cell, density, mask=there & (density == density), sem="relaxed")
