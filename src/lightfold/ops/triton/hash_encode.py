@@ -46,9 +46,16 @@ def encode(x: Tensor, table: Tensor, grid: HashGrid, out: Tensor, count: Tensor 
     _blend(x, table, x, grid, out, False, count)
 
 
-def scatter(x: Tensor, d_out: Tensor, grid: HashGrid, d_table: Tensor, count: Tensor | None = None) -> None:
-    """Adds the gradient by the table to d_table."""
-    _scatter(x, d_out, x, grid, d_table, False, count)
+def scatter(
+    x: Tensor,
+    d_out: Tensor,
+    grid: HashGrid,
+    d_table: Tensor,
+    count: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> None:
+    """Adds the gradient by the table, times `factor` (a tensor of one number), to d_table."""
+    _scatter(x, d_out, x, grid, d_table, False, count, factor)
 
 
 def slope(x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid, d_x: Tensor) -> None:
@@ -87,7 +94,14 @@ def _blend(x: Tensor, table: Tensor, v: Tensor, grid: HashGrid, out: Tensor, alo
 
 
 def _scatter(
-    x: Tensor, d_out: Tensor, v: Tensor, grid: HashGrid, d_table: Tensor, along: bool, count: Tensor | None
+    x: Tensor,
+    d_out: Tensor,
+    v: Tensor,
+    grid: HashGrid,
+    d_table: Tensor,
+    along: bool,
+    count: Tensor | None,
+    factor: Tensor | None = None,
 ) -> None:
     n = x.shape[0]
     if n == 0:
@@ -97,7 +111,7 @@ def _scatter(
     coarse = crowded[-1] if crowded and n >= CROWD else 0
     copies = torch.zeros((COPIES, coarse, grid.features), dtype=d_table.dtype, device=x.device) if coarse else d_table
     _scatter_kernel[(blocks(n, BLOCK), grid.levels)](
-        x, d_out, v, d_table, copies, coarse, scale, numbers, count, n, grid.levels,
+        x, d_out, v, d_table, copies, coarse, scale, numbers, count, factor, n, grid.levels,
         F=grid.features, LINE=grid.layout == "line", ALONG=along, COPIES=COPIES, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     if coarse:
@@ -245,7 +259,7 @@ def _blend_kernel(
 
 @triton.jit
 def _scatter_kernel(
-    x, d_out, v, d_table, copies, coarse, scales, numbers, count, n, levels,
+    x, d_out, v, d_table, copies, coarse, scales, numbers, count, factor, n, levels,
     F: tl.constexpr, LINE: tl.constexpr, ALONG: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     point, live, any_live = _points(n, count, BLOCK)
@@ -259,6 +273,8 @@ def _scatter_kernel(
     vx, vy, vz = _direction(v, point, live, fx, ALONG)
     feature = tl.arange(0, F)[None, :]
     gradient = tl.load(d_out + point * (levels * F) + level * F + feature, mask=live, other=0.0)
+    if factor is not None:
+        gradient *= tl.load(factor)
     into = d_table
     if tl.load(numbers + level * 5 + 3) < coarse:
         into = copies + (tl.program_id(0) % COPIES).to(tl.int64) * coarse * F

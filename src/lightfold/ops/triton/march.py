@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend import empty
 from . import blocks, halves
 
 LANES = 32
@@ -26,25 +27,27 @@ PACK_RAYS = 4
 
 def march(
     origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, bits: Tensor, cascades: int, size: int,
-    step: float, cone: float, most: int, seed: int, t0: Tensor, dt: Tensor, count: Tensor,
+    step: float, cone: float, most: int, seed: int, t0: Tensor, dt: Tensor, count: Tensor, first: int = 0,
 ) -> None:  # fmt: skip
-    """Fills t0 and dt [R, M], each up to count [R]."""
+    """Fills t0 and dt [R, M], each up to count [R]. `first` is the number of the first ray, for its random shift."""
     rays = origin.shape[0]
     if rays:
         _march_kernel[(blocks(rays, LANES),)](
             origin, direction, near, far, bits, t0, dt, count, rays, most, cascades, size, 2.0 ** (cascades - 1),
-            *halves(step), *halves(cone), _seed(seed), CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
+            *halves(step), *halves(cone), _seed(seed), first, CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
         )  # fmt: skip
 
 
-def pack(t0: Tensor, dt: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pack(t0: Tensor, dt: Tensor, count: Tensor, exact: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Samples [R, M] of which each ray has count [R] -> offset [R + 1] int64, and one after the other [R M]: ray int32,
-    middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know."""
+    middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know. With `exact` it
+    waits to know, and there is room for just these."""
     rays, most = t0.shape
     offset = torch.zeros(rays + 1, dtype=torch.int64, device=t0.device)
     torch.cumsum(count, 0, out=offset[1:])
-    ray = torch.empty(rays * most, dtype=torch.int32, device=t0.device)
-    middle, length = torch.empty_like(t0).view(-1), torch.empty_like(t0).view(-1)
+    room = int(offset[-1]) if exact else rays * most
+    ray = torch.empty(room, dtype=torch.int32, device=t0.device)
+    middle, length = empty((room,), t0), empty((room,), t0)
     if rays:
         _pack_kernel[(blocks(rays, PACK_RAYS),)](
             t0, dt, offset, ray, middle, length, rays, most, RAYS=PACK_RAYS, CHUNK=32, num_warps=4
@@ -155,10 +158,10 @@ def _leave(o, d, inverse, low, span, half, width, leave):
     return tl.where(tl.abs(d) < 1e-12, leave, tl.minimum(leave, (edge * width - o) * inverse))
 
 
-@triton.jit(do_not_specialize=["start", "most"])
+@triton.jit(do_not_specialize=["start", "first", "most"])
 def _march_kernel(
     origin, direction, nears, fars, bits, t_out, dt_out, counts, rays, most, cascades, size, outer,
-    step_high, step_low, cone_high, cone_low, start,
+    step_high, step_low, cone_high, cone_low, start, first,
     CONE: tl.constexpr, JITTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     ray = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
@@ -184,7 +187,7 @@ def _march_kernel(
     t, far = _box(oy, uy, outer, t, far)
     t, far = _box(oz, uz, outer, t, far)
     if JITTER:
-        jitter = random_unit(start, ray).to(dtype)
+        jitter = random_unit(start, ray + first).to(dtype)
     else:
         jitter = tl.full([LANES], 0.5, dtype)
     t += jitter * tl.maximum(step, cone * t)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend import interpreted
 from . import blocks
 
 WIDEST = 128
@@ -57,7 +58,7 @@ def forward(
     block = 64 if wide or x.dtype == torch.float64 else 128
     _forward_kernel[(blocks(n, block),)](
         x, tuple(weights), out, count, n,
-        WIDTHS=widths, PADS=_pads(widths), LAYERS=len(weights), OPERAND=OPERANDS[half or x.dtype],
+        WIDTHS=widths, PADS=_pads(widths), LAYERS=len(weights), **_operands(half or x.dtype),
         PRECISION=_precision(), BLOCK=block, num_warps=8 if wide else 4,
     )  # fmt: skip
 
@@ -82,7 +83,7 @@ def backward(
     partial = torch.empty((programs, sum(sizes)), dtype=x.dtype, device=x.device)
     _backward_kernel[(programs,)](
         x, tuple(weights), d_out, d_x, partial, count, n, programs,
-        WIDTHS=widths, PADS=pads, LAYERS=len(weights), OPERAND=OPERANDS[half or x.dtype],
+        WIDTHS=widths, PADS=pads, LAYERS=len(weights), **_operands(half or x.dtype),
         PRECISION=_precision(), BLOCK=block, num_warps=16 if sum(sizes) > 1 << 14 else 8 if sum(sizes) > 1 << 12 else 4, num_stages=1,
     )  # fmt: skip
     parts = partial.sum(dim=0).split(sizes)
@@ -94,6 +95,13 @@ def backward(
 
 def _pads(widths: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(16, triton.next_power_of_2(w)) for w in widths)
+
+
+def _operands(dtype: torch.dtype) -> dict[str, object]:
+    """The type that operands are rounded to, and the one in which they are multiplied: the same, but under Triton's
+    interpreter, which multiplies the bits of a bfloat16. There, rounded operands are multiplied in single precision."""
+    rounded = OPERANDS[dtype]
+    return {"OPERAND": rounded, "FACTOR": tl.float32 if dtype == torch.bfloat16 and interpreted() else rounded}
 
 
 def _precision() -> str:
@@ -112,28 +120,28 @@ def _rows(matrix, row, live, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
-def _layer(h, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _layer(h, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """h W^T."""
     i = tl.arange(0, PAD_IN)[:, None]
     o = tl.arange(0, PAD_OUT)[None, :]
     w = tl.load(weight + o * IN + i, mask=(i < IN) & (o < OUT), other=0.0)
-    return tl.dot(h, w.to(h.dtype), input_precision=PRECISION)
+    return tl.dot(h, w.to(OPERAND).to(h.dtype), input_precision=PRECISION)
 
 
 @triton.jit
-def _back(dy, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _back(dy, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """dy W."""
     i = tl.arange(0, PAD_IN)[None, :]
     o = tl.arange(0, PAD_OUT)[:, None]
     w = tl.load(weight + o * IN + i, mask=(i < IN) & (o < OUT), other=0.0)
-    return tl.dot(dy, w.to(dy.dtype), input_precision=PRECISION)
+    return tl.dot(dy, w.to(OPERAND).to(dy.dtype), input_precision=PRECISION)
 
 
 @triton.jit
 def _forward_kernel(
     x, weights, out, count, n,
-    WIDTHS: tl.constexpr, PADS: tl.constexpr, LAYERS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr, PADS: tl.constexpr, LAYERS: tl.constexpr, OPERAND: tl.constexpr, FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if count is not None:
         n = tl.minimum(n, tl.load(count))
@@ -144,7 +152,8 @@ def _forward_kernel(
     live = row < n
     h = _rows(x, row, live, WIDTHS[0], PADS[0])
     for l in tl.static_range(LAYERS):
-        h = _layer(h.to(OPERAND), weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], PRECISION)
+        h = h.to(OPERAND).to(FACTOR)
+        h = _layer(h, weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], OPERAND, PRECISION)
         if l + 1 < LAYERS:
             h = tl.maximum(h, 0.0)
     column = tl.arange(0, PADS[LAYERS])[None, :]
@@ -154,8 +163,8 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     x, weights, d_out, d_x, partial, count, n, programs,
-    WIDTHS: tl.constexpr, PADS: tl.constexpr, LAYERS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDTHS: tl.constexpr, PADS: tl.constexpr, LAYERS: tl.constexpr, OPERAND: tl.constexpr, FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if count is not None:
         n = tl.minimum(n, tl.load(count))
@@ -165,13 +174,13 @@ def _backward_kernel(
     for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), programs):
         row = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
         live = row < n
-        h = _rows(x, row, live, WIDTHS[0], PADS[0]).to(OPERAND)
+        h = _rows(x, row, live, WIDTHS[0], PADS[0]).to(OPERAND).to(FACTOR)
         inputs = (h,)  # of each layer
         for l in tl.static_range(LAYERS - 1):
-            h = _layer(h, weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], PRECISION)
-            h = tl.maximum(h, 0.0).to(OPERAND)
+            h = _layer(h, weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], OPERAND, PRECISION)
+            h = tl.maximum(h, 0.0).to(OPERAND).to(FACTOR)
             inputs = inputs + (h,)
-        dy = _rows(d_out, row, live, WIDTHS[LAYERS], PADS[LAYERS]).to(OPERAND)
+        dy = _rows(d_out, row, live, WIDTHS[LAYERS], PADS[LAYERS]).to(OPERAND).to(FACTOR)
         products = ()
         for step in tl.static_range(LAYERS):
             h = inputs[LAYERS - 1 - step]
@@ -179,11 +188,11 @@ def _backward_kernel(
             if step + 1 < LAYERS:
                 dh = _back(
                     dy, weights[LAYERS - 1 - step], WIDTHS[LAYERS - 1 - step], WIDTHS[LAYERS - step],
-                    PADS[LAYERS - 1 - step], PADS[LAYERS - step], PRECISION,
+                    PADS[LAYERS - 1 - step], PADS[LAYERS - step], OPERAND, PRECISION,
                 )  # fmt: skip
-                dy = tl.where(h > 0, dh, 0.0).to(OPERAND)
+                dy = tl.where(h > 0, dh, 0.0).to(OPERAND).to(FACTOR)
         if d_x is not None:
-            dh = _back(dy, weights[0], WIDTHS[0], WIDTHS[1], PADS[0], PADS[1], PRECISION)
+            dh = _back(dy, weights[0], WIDTHS[0], WIDTHS[1], PADS[0], PADS[1], OPERAND, PRECISION)
             column = tl.arange(0, PADS[0])[None, :]
             tl.store(d_x + row * WIDTHS[0] + column, dh, mask=live & (column < WIDTHS[0]))
         added = ()
