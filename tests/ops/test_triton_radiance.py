@@ -49,9 +49,7 @@ def trained(case: Case, dtype: torch.dtype, **changes: Any) -> tuple[Loss, list[
     return result, [g.cpu() for g in torch.autograd.grad(3 * result.loss, parameters(field))]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "all at once" else pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "all at once" else pytest.mark.slow) for n in CASES])
 def test_training_equals_the_composition(name: str) -> None:
     """Loss, picture and every gradient, in double; constants of a loss are passed in single precision."""
     case = CASES[name]
@@ -104,9 +102,7 @@ def test_gradient_in_place() -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize(
-    "unbounded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["bounded", "unbounded"]
-)
+@pytest.mark.parametrize("unbounded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["bounded", "unbounded"])
 def test_pictures_equal_the_native_ones(unbounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightfold.ops.triton import radiance as here
 
@@ -114,9 +110,7 @@ def test_pictures_equal_the_native_ones(unbounded: bool, monkeypatch: pytest.Mon
     tracing = tracing_of(cascades=3 if unbounded else 1)
     native = render_rays(field_of(torch.float32, unbounded), tracing, *rays_of(40, torch.float32), seed=5)
     with kernels():
-        ours = render_rays(
-            moved(field_of(torch.float32, unbounded)), there(tracing), *batch(40, torch.float32), seed=5
-        )
+        ours = render_rays(moved(field_of(torch.float32, unbounded)), there(tracing), *batch(40, torch.float32), seed=5)
     for name in ("rgb", "opacity", "depth"):
         assert_near(getattr(ours, name).cpu(), getattr(native, name), name, 3)
     assert (int(ours.evaluated), int(ours.kept)) == (native.evaluated, native.kept)

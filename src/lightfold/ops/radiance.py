@@ -338,7 +338,7 @@ class _TrainRaysOnGPU(torch.autograd.Function):
         sums = trained.sums.sum(dim=0)
         count = rays[0].shape[0]
         terms, apart = max(3 * count, 1), sums[2] / max(count, 1)
-        picture = Picture(trained.rgb, trained.opacity, trained.depth, trained.evaluated[0], trained.kept.count[0])
+        picture = Picture(trained.rgb, trained.opacity, trained.depth, trained.evaluated[0], trained.kept.total[0])
         saved["report"] = (sums[1] / terms, apart, picture)
         ctx.pack = (kernels, field, trained, table_gradient, touched)
         return sums[0] / terms + distortion * apart

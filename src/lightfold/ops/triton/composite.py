@@ -3,8 +3,8 @@
 A ray has some tens of samples. One thread per ray would read memory in strides and wait for the longest ray of its
 warp; here neighbouring lanes read neighbouring samples, `CHUNK` at a time.
 
-Optical depth is summed, not transmittance multiplied, because a sum can be scanned: T_i = exp(-sum_{j<i} tau_j). The sum
-before sample i is that over samples shifted by one, read again; the sum up to i less tau_i would lose all before an
+Optical depth is summed, not transmittance multiplied, because a sum can be scanned: T_i = exp(-sum_{j<i} tau_j). The
+sum before sample i is that over samples shifted by one, read again; the sum up to i less tau_i would lose all before an
 opaque sample to rounding.
 """
 

@@ -1,9 +1,10 @@
 """Ray marching and upkeep of the occupancy pyramid on a GPU: the walk of `csrc/march.h`, a ray per lane.
 
-A program is one warp of `LANES` rays that walk together until the last has ended; each turn of the loop takes a sample or
-leaves an empty cell or block, by selection, not by branches. A single warp has no barrier to wait at, and other rays
+A program is one warp of `LANES` rays that walk together until the last has ended; each turn of the loop takes a sample
+or leaves an empty cell or block, by selection, not by branches. A single warp has no barrier to wait at, and other rays
 fill the processor while one program waits for memory. Where steps grow with distance, the walk leaves a cell by
-n = ceil(log(leave / t) / log(1 + cone)) steps at once; up to rounding these are the places that step after step reaches.
+n = ceil(log(leave / t) / log(1 + cone)) steps at once; up to rounding these are the places that step after step
+reaches.
 
 `pack` turns [R, M] samples with a count per ray into samples one after the other, on the device: offsets are a running
 sum of the counts, and what follows reads the number of samples from their end.

@@ -78,13 +78,14 @@ def backward(
     widths = (x.shape[1], *(w.shape[0] for w in weights))
     pads = _pads(widths)
     sizes = [i * o for i, o in zip(pads, pads[1:], strict=False)]
-    block = 64
+    block, total = 64, sum(sizes)
     programs = min(blocks(n, block), PROGRAMS)
-    partial = torch.empty((programs, sum(sizes)), dtype=x.dtype, device=x.device)
+    partial = torch.empty((programs, total), dtype=x.dtype, device=x.device)
     _backward_kernel[(programs,)](
         x, tuple(weights), d_out, d_x, partial, count, n, programs,
         WIDTHS=widths, PADS=pads, LAYERS=len(weights), **_operands(half or x.dtype),
-        PRECISION=_precision(), BLOCK=block, num_warps=16 if sum(sizes) > 1 << 14 else 8 if sum(sizes) > 1 << 12 else 4, num_stages=1,
+        PRECISION=_precision(), BLOCK=block, num_warps=16 if total > 1 << 14 else 8 if total > 1 << 12 else 4,
+        num_stages=1,  # Prefetching weights, which the loop reads again and again, would only fill shared memory.
     )  # fmt: skip
     parts = partial.sum(dim=0).split(sizes)
     return [
@@ -120,7 +121,10 @@ def _rows(matrix, row, live, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
-def _layer(h, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _layer(
+    h, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """h W^T."""
     i = tl.arange(0, PAD_IN)[:, None]
     o = tl.arange(0, PAD_OUT)[None, :]
@@ -129,7 +133,10 @@ def _layer(h, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr,
 
 
 @triton.jit
-def _back(dy, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _back(
+    dy, weight, IN: tl.constexpr, OUT: tl.constexpr, PAD_IN: tl.constexpr, PAD_OUT: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """dy W."""
     i = tl.arange(0, PAD_IN)[None, :]
     o = tl.arange(0, PAD_OUT)[:, None]
@@ -151,10 +158,10 @@ def _forward_kernel(
     row = begin + tl.arange(0, BLOCK)[:, None]
     live = row < n
     h = _rows(x, row, live, WIDTHS[0], PADS[0])
-    for l in tl.static_range(LAYERS):
+    for i in tl.static_range(LAYERS):
         h = h.to(OPERAND).to(FACTOR)
-        h = _layer(h, weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], OPERAND, PRECISION)
-        if l + 1 < LAYERS:
+        h = _layer(h, weights[i], WIDTHS[i], WIDTHS[i + 1], PADS[i], PADS[i + 1], OPERAND, PRECISION)
+        if i + 1 < LAYERS:
             h = tl.maximum(h, 0.0)
     column = tl.arange(0, PADS[LAYERS])[None, :]
     tl.store(out + row * WIDTHS[LAYERS] + column, h, mask=live & (column < WIDTHS[LAYERS]))
@@ -169,15 +176,15 @@ def _backward_kernel(
     if count is not None:
         n = tl.minimum(n, tl.load(count))
     sums = ()
-    for l in tl.static_range(LAYERS):
-        sums = sums + (tl.zeros([PADS[l + 1], PADS[l]], x.dtype.element_ty),)
+    for i in tl.static_range(LAYERS):
+        sums = sums + (tl.zeros([PADS[i + 1], PADS[i]], x.dtype.element_ty),)
     for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), programs):
         row = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
         live = row < n
         h = _rows(x, row, live, WIDTHS[0], PADS[0]).to(OPERAND).to(FACTOR)
         inputs = (h,)  # of each layer
-        for l in tl.static_range(LAYERS - 1):
-            h = _layer(h, weights[l], WIDTHS[l], WIDTHS[l + 1], PADS[l], PADS[l + 1], OPERAND, PRECISION)
+        for i in tl.static_range(LAYERS - 1):
+            h = _layer(h, weights[i], WIDTHS[i], WIDTHS[i + 1], PADS[i], PADS[i + 1], OPERAND, PRECISION)
             h = tl.maximum(h, 0.0).to(OPERAND).to(FACTOR)
             inputs = inputs + (h,)
         dy = _rows(d_out, row, live, WIDTHS[LAYERS], PADS[LAYERS]).to(OPERAND).to(FACTOR)
@@ -196,15 +203,14 @@ def _backward_kernel(
             column = tl.arange(0, PADS[0])[None, :]
             tl.store(d_x + row * WIDTHS[0] + column, dh, mask=live & (column < WIDTHS[0]))
         added = ()
-        for l in tl.static_range(LAYERS):
-            added = added + (sums[l] + products[l],)
+        for i in tl.static_range(LAYERS):
+            added = added + (sums[i] + products[i],)
         sums = added
     size = 0
-    for l in tl.static_range(LAYERS):
-        size += PADS[l] * PADS[l + 1]
+    for i in tl.static_range(LAYERS):
+        size += PADS[i] * PADS[i + 1]
     into = partial + tl.program_id(0).to(tl.int64) * size
-    for l in tl.static_range(LAYERS):
-        o = tl.arange(0, PADS[l + 1])[:, None]
-        i = tl.arange(0, PADS[l])[None, :]
-        tl.store(into + o * PADS[l] + i, sums[l])
-        into += PADS[l] * PADS[l + 1]
+    for i in tl.static_range(LAYERS):
+        row = tl.arange(0, PADS[i + 1])[:, None]
+        tl.store(into + row * PADS[i] + tl.arange(0, PADS[i])[None, :], sums[i])
+        into += PADS[i] * PADS[i + 1]

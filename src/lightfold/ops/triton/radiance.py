@@ -40,11 +40,11 @@ SAMPLES = 64
 
 
 class Kept(NamedTuple):
-    """Samples whose weight counts, ray after ray, the first `count` of the room: unit positions and features for the way
-    back, inputs of the colour network, and per sample weight, density, transmittance behind it, distance and length."""
+    """Samples whose weight counts, ray after ray, the first `total` of the room: unit positions and features for the
+    way back, inputs of the colour network, and per sample weight, density, transmittance behind, distance, length."""
 
     offset: Tensor
-    count: Tensor
+    total: Tensor
     unit: Tensor
     features: Tensor
     colour_in: Tensor
@@ -64,7 +64,7 @@ class Seen(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """rgb, opacity, depth [R], per-ray sums of loss, squared error and distortion [R, 3]; gradients of the networks, and
+    """rgb, opacity, depth [R], per-ray sums of loss, squared error and distortion [R, 3]; the networks' gradients, and
     what `scatter_gradient` wants."""
 
     rgb: Tensor
@@ -107,9 +107,9 @@ def render(
         *lines, background = (t[part] for t in rays)
         seen = _see(field, tracing, lines, seed, begin, half, exact=True)
         colour = empty((seen.kept.weight.shape[0], 3), rgb)
-        forward(seen.kept.colour_in, field.colour, colour, half, seen.kept.count)
+        forward(seen.kept.colour_in, field.colour, colour, half, seen.kept.total)
         _shade(seen, colour, background, rgb[part], opacity[part], depth[part], None)
-        counts += torch.cat([seen.evaluated, seen.kept.count])
+        counts += torch.cat([seen.evaluated, seen.kept.total])
     return counts[0], counts[1]
 
 
@@ -124,26 +124,26 @@ def train(
     kept, room = seen.kept, seen.kept.weight.shape[0]
     geometry = field.density[-1].shape[0]
     colour = empty((room, 3), target)
-    forward(kept.colour_in, field.colour, colour, half, kept.count)
+    forward(kept.colour_in, field.colour, colour, half, kept.total)
     rgb, opacity, depth = empty((count, 3), target), empty((count,), target), empty((count,), target)
     sums, d_colour, d_raw = empty((count, 3), target), empty((room, 3), target), empty((room,), target)
     _shade(seen, colour, background, rgb, opacity, depth, (target, huber, distortion, sums, d_colour, d_raw))
     d_inputs = empty(tuple(kept.colour_in.shape), target)
-    d_colour_weights = backward(kept.colour_in, field.colour, d_colour, d_inputs, half, kept.count)
+    d_colour_weights = backward(kept.colour_in, field.colour, d_colour, d_inputs, half, kept.total)
     d_geometry = empty((room, geometry), target)
     if room:
         _merge_kernel[(blocks(room, SAMPLES),)](
-            d_inputs, d_raw, d_geometry, kept.count, WIDTH=geometry, PAD=triton.next_power_of_2(geometry),
+            d_inputs, d_raw, d_geometry, kept.total, WIDTH=geometry, PAD=triton.next_power_of_2(geometry),
             INPUTS=geometry + 16, SAMPLES=SAMPLES, num_warps=4,
         )  # fmt: skip
     d_features = empty(tuple(kept.features.shape), target)
-    d_density_weights = backward(kept.features, field.density, d_geometry, d_features, half, kept.count)
+    d_density_weights = backward(kept.features, field.density, d_geometry, d_features, half, kept.total)
     return Trained(rgb, opacity, depth, sums, seen.evaluated, kept, d_density_weights, d_colour_weights, d_features)
 
 
 def scatter_gradient(field: Radiance, trained: Trained, factor: Tensor, d_table: Tensor) -> None:
     """Adds `factor` times the gradient of the table to d_table."""
-    scatter(trained.kept.unit, trained.d_features, field.grid, d_table, trained.kept.count, factor)
+    scatter(trained.kept.unit, trained.d_features, field.grid, d_table, trained.kept.total, factor)
 
 
 def _see(
