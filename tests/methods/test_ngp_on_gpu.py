@@ -29,7 +29,7 @@ def test_the_first_steps_have_the_losses_of_the_native_training() -> None:
     with kernels():
         losses = train(ours, scene, steps)
         picture = ours.render(scene.info.cameras[0])
-    assert losses == pytest.approx(expected, rel=2e-3) and expected[-1] < expected[0]
+    assert losses == pytest.approx(expected, rel=2e-3) and len(set(expected)) == len(steps)
     assert torch.equal(ours.occupancy.bits.cpu(), native.occupancy.bits)
     truth = native.render(scene.info.cameras[0])
     assert float((picture.rgb - truth.rgb).abs().max()) < 0.02
