@@ -147,6 +147,12 @@ def kernel(name: str, *tensors: Tensor):
 def gpu(name: str, *tensors: Tensor) -> ModuleType:
     """The Triton kernels of op `name`, for contiguous tensors of one type."""
     _check(name, *tensors)
+    device = tensors[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise RuntimeError(
+            f"{name}: Triton launches on the current device, and the tensors are on '{device}'; call "
+            f"`torch.cuda.set_device({device.index})` first"
+        )
     return import_module(f".triton.{name}", __package__)
 
 
