@@ -6,8 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+# Triton decides when it is imported whether it compiles or interprets; without a GPU its kernels are interpreted.
 import torch
+
+if not (torch.cuda.is_available() or torch.xpu.is_available()):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 from kernel_checks import INSTRUCTION_SETS
 
 from lightfold.ops import backend

@@ -631,6 +631,18 @@ def test_doctor_explains_a_chosen_instruction_set(monkeypatch: pytest.MonkeyPatc
     assert any("unset LIGHTFOLD_ISA" in sentence for sentence in advice)
 
 
+def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightfold.ops import backend
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    for found, told in ((object(), "Triton"), (None, "plain PyTorch, which is slow, because Triton is not installed")):
+        monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
+        rows = dict(doctor.devices())
+        assert "Card 0, Card 1" in rows["GPU"] and rows["kernels of 'cuda'"].startswith(told)
+
+
 def test_doctor_without_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor.machine, "instruction_set", lambda: "not built")
     assert "pip install ." in failure(["doctor"], capsys)

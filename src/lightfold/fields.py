@@ -58,6 +58,7 @@ class OccupancyGrid(nn.Module):
         """
         grid_decay_(self.bits, self.peak, self.cascades, self.size, self.DECAY, self.threshold)
         points = torch.cat([self._anywhere(probes - probes // 2, rng), self._around_matter(probes // 2, rng)])
+        points = points.to(self.bits.device)
         grid_raise_(
             self.bits, self.peak, self.allowed, self.cascades, self.size, points, density(points), self.threshold
         )
@@ -67,7 +68,7 @@ class OccupancyGrid(nn.Module):
         return (torch.rand(count, 3, generator=rng) * 2 - 1) * half
 
     def _around_matter(self, count: int, rng: Generator) -> Tensor:
-        words = self.bits.nonzero()[:, 0]
+        words = self.bits.nonzero()[:, 0].cpu()
         if not len(words):
             return self._anywhere(count, rng)
         word = words[torch.randint(len(words), (count,), generator=rng)]
@@ -83,12 +84,13 @@ class OccupancyGrid(nn.Module):
         for k in range(self.cascades):
             words = slice(k * self.size**3 // 64, (k + 1) * self.size**3 // 64)
             inside = in_hull(scene, block_centres(k, self.size), 4.0 * 2.0**k / self.size * 3**0.5)
+            inside = inside.to(self.bits.device)
             self.allowed[words] *= inside
             self.bits[words] *= inside
 
 
 def _count(bits: Tensor) -> int:
-    weights = bits.view(torch.uint8)
+    weights = bits.cpu().view(torch.uint8)
     return int(_ONES[weights.long()].sum())
 
 

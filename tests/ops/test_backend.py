@@ -11,7 +11,7 @@ from kernel_checks import fate, threads
 
 from lightfold import ops
 from lightfold.ops import backend
-from lightfold.ops.backend import empty, kernel, reference_wanted
+from lightfold.ops.backend import empty, half_type, kernel, reference_wanted, route
 
 
 class TestUse:
@@ -30,9 +30,53 @@ class TestUse:
         assert not reference_wanted()
 
     def test_unknown_name(self) -> None:
-        with pytest.raises(ValueError, match="name: expected 'native' or 'reference', got 'cuda'"), ops.use("cuda"):
+        with (
+            pytest.raises(ValueError, match="name: expected 'native', 'reference' or 'triton', got 'cuda'"),
+            ops.use("cuda"),
+        ):
             pass
         assert not reference_wanted()
+
+
+class TestRoute:
+    def test_a_tensor_of_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = torch.zeros(3)
+        assert route("adam", x, x) == "native"
+        with ops.use("reference"):
+            assert route("adam", x) == "reference"
+        with ops.use("triton"):
+            monkeypatch.setenv("TRITON_INTERPRET", "0")
+            with pytest.raises(RuntimeError, match="adam: Triton runs tensors of the CPU under its interpreter only"):
+                route("adam", x)
+
+    def test_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backend, "find_spec", lambda name: object())
+        assert backend.triton_lacks("cuda") is None and backend.triton_lacks("xpu") is None
+        assert backend.triton_lacks("mps") == "Triton has no kernels for 'mps'"
+        monkeypatch.setattr(backend, "find_spec", lambda name: None)
+        assert "pip install" in str(backend.triton_lacks("cuda"))
+        assert not backend.interpreted()
+
+    def test_a_device_without_triton_takes_the_reference_and_says_so_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Elsewhere:
+            device = torch.device("mps")
+
+        monkeypatch.setattr(backend, "_noted", set())
+        for _ in range(2):
+            assert route("adam", Elsewhere()) == "reference"  # type: ignore[arg-type]
+        assert len(caplog.messages) == 1 and "plain PyTorch" in caplog.messages[0]
+
+    def test_tensors_of_two_devices(self) -> None:
+        with pytest.raises(ValueError, match="adam: expected tensors on one device, got cpu and meta"):
+            route("adam", torch.zeros(1), torch.zeros(1, device="meta"))
+
+    def test_half_types_are_those_of_autocast(self) -> None:
+        assert half_type(torch.zeros(1)) is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert half_type(torch.zeros(1)) is torch.bfloat16
+            assert half_type(torch.zeros(1, dtype=torch.float64)) is None
 
 
 class TestKernel:

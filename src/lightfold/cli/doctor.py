@@ -132,24 +132,33 @@ def _load() -> float | None:
 
 
 def devices() -> list[tuple[str, str]]:
-    """GPUs that PyTorch sees. They are not used yet."""
+    """GPUs that PyTorch sees, and the kernels that ops on their tensors use. The verbs do not use them yet."""
     import torch
 
-    seen = []
+    from ..ops import backend
+
+    kind, seen = "", []
     if torch.cuda.is_available():
-        seen = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        kind, seen = "cuda", [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     elif getattr(torch, "xpu", None) is not None and torch.xpu.is_available():
-        seen = [torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())]
+        kind, seen = "xpu", [torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())]
     elif torch.backends.mps.is_available():
-        seen = ["Apple GPU"]
-    return [
-        (
-            "GPU",
-            f"{', '.join(seen)}; this version trains on the processor"
-            if seen
-            else "none that PyTorch sees; none is needed",
-        )
-    ]
+        kind, seen = "mps", ["Apple GPU"]
+    if not seen:
+        return [("GPU", "none that PyTorch sees; none is needed")]
+    lacking = backend.triton_lacks(kind)
+    used = (
+        f"Triton {_triton_version()}, compiled for the device when first used and kept in Triton's cache"
+        if lacking is None
+        else f"plain PyTorch, which is slow, because {lacking}"
+    )
+    return [("GPU", f"{', '.join(seen)}; this version trains on the processor"), (f"kernels of '{kind}'", used)]
+
+
+def _triton_version() -> str:
+    """PyTorch's builds for other makers' GPUs bring the package under other names."""
+    names = ("triton", "pytorch-triton-rocm", "pytorch-triton-xpu")
+    return next((version for name in names if (version := machine.package_version(name))), "of an unknown version")
 
 
 def caches(advice: list[str]) -> list[tuple[str, str]]:

@@ -135,6 +135,7 @@ class NGP(Method):
 
     widen: Tensor
     rays: Tensor
+    touched: Tensor
     _per_ray: Tensor
 
     def __init__(self, config: NGPConfig, info: SceneInfo) -> None:
@@ -153,7 +154,9 @@ class NGP(Method):
         self.step, self.cone = (c.step_bounded, 0.0) if info.bounded else (c.step, c.cone)
         # The table's gradient is accumulated in place and cleared line by line, never swept (see `ops.train_rays`).
         self.table.grad = torch.zeros_like(self.table)
-        self.touched = torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8)
+        self.register_buffer(
+            "touched", torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8), persistent=False
+        )
         self._field: Radiance | None = None
         self._block: tuple[int, list[tuple[Tensor, ...]]] | None = None
 
@@ -197,8 +200,9 @@ class NGP(Method):
             self.occupancy.carve(scene)
         if self.table.grad is None:  # somebody's zero_grad has thrown it away
             self.table.grad = torch.zeros_like(self.table)
-        origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
-        background = torch.rand(len(rgb), 3, generator=rng)
+        device = self.table.device
+        origin, direction, near, far, rgb, alpha = (t.to(device) for t in self.batch(scene, step, rng))
+        background = torch.rand(len(rgb), 3, generator=rng).to(device)
         target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb
         result = ops.train_rays(
             self.field(),
@@ -217,9 +221,9 @@ class NGP(Method):
         )
         self.stats = {
             "rays": len(rgb),
-            "samples": result.picture.evaluated,
-            "kept": result.picture.kept,
-            "mse": result.squared_error,
+            "samples": int(result.picture.evaluated),
+            "kept": int(result.picture.kept),
+            "mse": float(result.squared_error),
         }
         return {"colour": result.loss}
 
@@ -278,14 +282,16 @@ class NGP(Method):
             colour = torch.tensor(self.info.background)
         rgb, alpha, depth = torch.empty(height * width, 3), torch.empty(height * width), torch.empty(height * width)
         field, tracing = self.field(), self.rendering_tracing()
-        near = self.info.near_for(camera)
+        near, device = self.info.near_for(camera), self.table.device
         for part, origin, direction in ray_chunks(camera, 1 << 16):
             n = len(origin)
             begin, end = torch.full((n,), near), torch.full((n,), self.info.far)
             if crop is not None:
                 enter, leave = crop.span(origin, direction)
                 begin, end = torch.maximum(begin, enter), torch.minimum(end, leave)
-            picture = ops.render_rays(field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous())
+            rays = (origin, direction, begin, end, colour.expand(n, 3).contiguous())
+            origin, direction, begin, end, behind = (t.to(device) for t in rays)
+            picture = ops.render_rays(field, tracing, origin, direction, begin, end, behind)
             rgb[part], alpha[part] = picture.rgb.clamp(0, 1), picture.opacity
             depth[part] = torch.where(picture.opacity > 1e-3, picture.depth / picture.opacity.clamp(min=1e-3), 0)
         shape = (height, width)
@@ -302,15 +308,16 @@ class NGP(Method):
         grid = self.occupancy
         cell = cell_of(points, grid.cascades, grid.size)
         reached = points.abs().amax(dim=1) <= 2.0 ** (grid.cascades - 1)
-        return ((grid.bits[cell >> 6] >> (cell & 63)) & 1).bool() & reached
+        word = grid.bits[(cell >> 6).to(grid.bits.device)].to(points.device)
+        return ((word >> (cell & 63)) & 1).bool() & reached
 
     @torch.no_grad()
     def density_at(self, points: Tensor) -> Tensor:
         """Density [N] at points [N, 3], 0 outside occupied cells: the network was never asked there, and what it says
         means nothing."""
-        density = torch.zeros(len(points))
+        density = points.new_zeros(len(points))
         inside = self.occupied_at(points).nonzero()[:, 0]
-        density[inside] = ops.density_at(self.field(), points[inside])
+        density[inside] = ops.density_at(self.field(), points[inside].to(self.table.device)).to(points.device)
         return density
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):

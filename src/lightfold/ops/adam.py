@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import kernel, reference_wanted
+from .backend import gpu, kernel, route
 
 
 def adam_(
@@ -42,10 +42,27 @@ def adam_(
             raise ValueError(
                 f"touched: expected uint8 [{lines}] and sparse=True, got {touched.dtype} {tuple(touched.shape)}"
             )
-    if reference_wanted():
+    marks = () if touched is None else (touched,)
+    way = route("adam", value, gradient, first, second, *marks)
+    if way == "reference":
         adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
         if touched is not None:
             touched.zero_()
+        return
+    if way == "triton":
+        gpu("adam", value, gradient, first, second).adam_(
+            value,
+            gradient,
+            first,
+            second,
+            step=step,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            sparse=sparse,
+            touched=touched,
+        )
         return
     kernel("adam", value, gradient, first, second)(
         value.data_ptr(),

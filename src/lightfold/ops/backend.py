@@ -1,18 +1,28 @@
-"""Which code runs an op: the native kernels for CPU tensors, or the plain PyTorch reference where it is asked for."""
+"""Which code runs an op: the native kernels for tensors of the CPU, Triton's for those of a GPU, or the plain PyTorch
+reference, where it is asked for and on devices that Triton does not know."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_reference = False
+log = logging.getLogger(__name__)
+
+WAYS = ("native", "reference", "triton")
+TRITON_DEVICES = ("cuda", "xpu")
+"""PyTorch's names of the devices that Triton compiles for; ROCm's GPUs call themselves "cuda" too."""
+
+_wanted = "native"
+_noted: set[str] = set()
 _core: ModuleType | None = None
 _threads = 0
 _own_threads = 0
@@ -22,15 +32,17 @@ _counting = threading.Lock()
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """`with ops.use("reference"):` runs the slow and obvious PyTorch version of every op; "native" is the default."""
-    global _reference
-    if name not in ("native", "reference"):
-        raise ValueError(f"name: expected 'native' or 'reference', got {name!r}")
-    before, _reference = _reference, name == "reference"
+    """`with ops.use("reference"):` runs the slow and obvious PyTorch version of every op. "native" is the default: the
+    tensors' device decides. "triton" runs the kernels of GPUs on tensors of the CPU too, under Triton's interpreter.
+    """
+    global _wanted
+    if name not in WAYS:
+        raise ValueError(f"name: expected 'native', 'reference' or 'triton', got {name!r}")
+    before, _wanted = _wanted, name
     try:
         yield
     finally:
-        _reference = before
+        _wanted = before
 
 
 @contextmanager
@@ -59,7 +71,49 @@ def own_threads() -> Iterator[None]:
 
 def reference_wanted() -> bool:
     """Whether the reference was asked for with `use`."""
-    return _reference
+    return _wanted == "reference"
+
+
+def route(name: str, *tensors: Tensor) -> str:
+    """Which code runs op `name` on these tensors, which must be on one device: "native", "triton" or "reference"."""
+    if reference_wanted():
+        return "reference"
+    device = tensors[0].device
+    for t in tensors:
+        if t.device != device:
+            raise ValueError(f"{name}: expected tensors on one device, got {device} and {t.device}")
+    if device.type == "cpu":
+        if _wanted != "triton":
+            return "native"
+        if not interpreted():
+            raise RuntimeError(
+                f"{name}: Triton runs tensors of the CPU under its interpreter only; set TRITON_INTERPRET=1 before "
+                "Python starts, or move the tensors to a GPU"
+            )
+        return "triton"
+    if device.type == "meta":
+        return "native"  # which refuses it: a tensor without memory has nothing to compute with
+    lacking = triton_lacks(device.type)
+    if lacking is None:
+        return "triton"
+    if device.type not in _noted:
+        _noted.add(device.type)
+        log.warning("Ops on '%s' run as plain PyTorch, which is slow: %s.", device.type, lacking)
+    return "reference"
+
+
+def interpreted() -> bool:
+    """Whether Triton is here and interprets kernels, on the CPU, instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+
+
+def triton_lacks(device: str) -> str | None:
+    """Why Triton's kernels cannot run on a type of device, as half a sentence; None where they can."""
+    if device not in TRITON_DEVICES:
+        return f"Triton has no kernels for '{device}'"
+    if find_spec("triton") is None:
+        return 'Triton is not installed (`pip install "lightfold[gpu]"`)'
+    return None
 
 
 def core() -> ModuleType:
@@ -80,14 +134,31 @@ def core() -> ModuleType:
 
 
 def kernel(name: str, *tensors: Tensor):
-    """Kernel `name` for the first tensor's scalar type. All tensors must be contiguous, on the CPU, of one type."""
-    dtype = tensors[0].dtype
+    """Native kernel `name` for the first tensor's type. All tensors must be contiguous, on the CPU, of one type."""
     for t in tensors:
         if t.device.type != "cpu":
             raise RuntimeError(
-                f"{name}: there are no kernels for device '{t.device}' in this version; move the model to the CPU, or "
-                "run it inside `lightfold.ops.use('reference')`, which is slow"
+                f"{name}: there are no kernels for device '{t.device}'; move the tensors to the CPU or a GPU"
             )
+    _check(name, *tensors)
+    return getattr(core(), name + ("_f32" if tensors[0].dtype == torch.float32 else "_f64"))
+
+
+def gpu(name: str, *tensors: Tensor) -> ModuleType:
+    """The Triton kernels of op `name`, for contiguous tensors of one type."""
+    _check(name, *tensors)
+    device = tensors[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise RuntimeError(
+            f"{name}: Triton launches on the current device, and the tensors are on '{device}'; call "
+            f"`torch.cuda.set_device({device.index})` first"
+        )
+    return import_module(f".triton.{name}", __package__)
+
+
+def _check(name: str, *tensors: Tensor) -> None:
+    dtype = tensors[0].dtype
+    for t in tensors:
         if t.dtype != dtype:
             raise ValueError(f"{name}: expected tensors of one type, got {dtype} and {t.dtype}")
         if not t.is_contiguous():
@@ -96,21 +167,29 @@ def kernel(name: str, *tensors: Tensor):
             )
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: expected float32 or float64, got {dtype}")
-    return getattr(core(), name + ("_f32" if dtype == torch.float32 else "_f64"))
+
+
+def half_type(like: Tensor) -> torch.dtype | None:
+    """float16 or bfloat16 inside `torch.autocast` for the device of a single-precision tensor: what kernels of a GPU
+    then read tables as, and multiply. None outside."""
+    device = like.device.type
+    if like.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def refuse_second_order(name: str) -> None:
     """Raise inside a backward pass that is itself to be differentiated: the native gradients are constants to autograd,
     and counting their derivative as zero would train a wrong model in silence."""
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{name}: second derivatives are not available natively; use `ops.use('reference')`")
+        raise RuntimeError(f"{name}: second derivatives are not available here; use `ops.use('reference')`")
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Memory for an output. Under test it is filled with NaN, so that an element nobody wrote cannot pass."""
     if os.environ.get("LIGHTFOLD_POISON"):
-        return torch.full(shape, float("nan"), dtype=like.dtype)
-    return torch.empty(shape, dtype=like.dtype)
+        return torch.full(shape, float("nan"), dtype=like.dtype, device=like.device)
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 def native_info() -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import empty, kernel, reference_wanted, refuse_second_order
+from .backend import empty, gpu, kernel, refuse_second_order, route
 
 
 class Composite(NamedTuple):
@@ -27,7 +27,8 @@ class Composite(NamedTuple):
 def composite(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor) -> Composite:
     """sigma [S] per unit length, rgb [S, 3], t0 and t1 [S] distances, offset [R + 1] int64 -> Composite.
 
-    Differentiable once with respect to sigma and rgb. A ray without samples gives zeros.
+    Differentiable once with respect to sigma and rgb. A ray without samples gives zeros. Whether offset rises from 0 to
+    S is not checked on a GPU, where looking would mean to wait; ranges beyond the samples are cut off there.
     """
     samples = sigma.shape[0]
     for name, tensor, shape in (("rgb", rgb, (samples, 3)), ("t0", t0, (samples,)), ("t1", t1, (samples,))):
@@ -35,22 +36,29 @@ def composite(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
     if offset.dtype != torch.int64 or offset.ndim != 1 or offset.shape[0] < 1:
         raise ValueError(f"offset: expected int64 [R + 1], got {offset.dtype} {tuple(offset.shape)}")
-    if int(offset[0]) != 0 or int(offset[-1]) != samples or bool((offset[1:] < offset[:-1]).any()):
+    if offset.device.type == "cpu" and (
+        int(offset[0]) != 0 or int(offset[-1]) != samples or bool((offset[1:] < offset[:-1]).any())
+    ):
         raise ValueError(f"offset: expected to rise from 0 to {samples}")
-    if reference_wanted():
+    way = route("composite", sigma, rgb, t0, t1, offset)
+    if way == "reference":
         return composite_reference(sigma, rgb, t0, t1, offset)
     tensors = (sigma.contiguous(), rgb.contiguous(), t0.contiguous(), t1.contiguous(), offset.contiguous())
-    return Composite(*_Composite.apply(*tensors))
+    return Composite(*_Composite.apply(*tensors, way))
 
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor):
+    def forward(ctx, sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor, way: str):
         rays = offset.shape[0] - 1
         out = [empty(shape, sigma) for shape in ((sigma.shape[0],), (rays, 3), (rays,), (rays,))]
-        inputs = [t.data_ptr() for t in (sigma, rgb, t0, t1, offset)]
-        kernel("composite", sigma, rgb, t0, t1)(*inputs, rays, *(o.data_ptr() for o in out))
+        if way == "triton":
+            gpu("composite", sigma, rgb, t0, t1).composite(sigma, rgb, t0, t1, offset, *out)
+        else:
+            inputs = [t.data_ptr() for t in (sigma, rgb, t0, t1, offset)]
+            kernel("composite", sigma, rgb, t0, t1)(*inputs, rays, *(o.data_ptr() for o in out))
         weight, colour, opacity, depth = out
+        ctx.way = way
         ctx.save_for_backward(sigma, rgb, t0, t1, offset, weight, opacity)
         return weight, colour, opacity, depth
 
@@ -60,11 +68,15 @@ class _Composite(torch.autograd.Function):
         sigma, rgb, t0, t1, offset, weight, opacity = ctx.saved_tensors
         gradients = [d.contiguous() for d in (d_weight, d_colour, d_opacity, d_depth)]
         d_sigma, d_rgb = empty(tuple(sigma.shape), sigma), empty(tuple(rgb.shape), rgb)
+        if ctx.way == "triton":
+            kernels = gpu("composite", sigma, *gradients)
+            kernels.backward(sigma, rgb, t0, t1, offset, weight, opacity, *gradients, d_sigma, d_rgb)
+            return d_sigma, d_rgb, None, None, None, None
         inputs = [t.data_ptr() for t in (sigma, rgb, t0, t1, offset)]
         saved = [weight.data_ptr(), opacity.data_ptr(), *(d.data_ptr() for d in gradients)]
         outputs = [d_sigma.data_ptr(), d_rgb.data_ptr()]
         kernel("composite_backward", sigma, *gradients)(*inputs, offset.shape[0] - 1, *saved, *outputs)
-        return d_sigma, d_rgb, None, None, None
+        return d_sigma, d_rgb, None, None, None, None
 
 
 def composite_reference(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offset: Tensor) -> Composite:

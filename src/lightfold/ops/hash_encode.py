@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backend import core, empty, kernel, reference_wanted
+from .backend import core, empty, gpu, half_type, kernel, route
 
 PRIMES = (1, 2654435761, 805459861)
 
@@ -113,12 +113,16 @@ def hash_encode(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
     x [N, 3] in [0, 1] (values outside are clamped); table [grid.rows, F] -> [N, L * F], level-major. Differentiable
     twice with respect to both. The gradient with respect to x is that of the trilinear blend, piecewise constant in
     the cell's own axis. Source: instant-ngp section 3, and this module's docstring.
+
+    On a GPU, inside `torch.autocast`, a copy of the table in autocast's half precision is read, which halves the bytes
+    of what bounds this op; sums and the gradient of the table, which stays the master, are in x's type.
     """
     _check(x, table, grid)
     x = x.clamp(0.0, 1.0)
-    if reference_wanted():
+    way = route("hash_encode", x, table)
+    if way == "reference":
         return hash_encode_reference(x, table, grid)
-    return _HashEncode.apply(x.contiguous(), table, grid)
+    return _HashEncode.apply(x.contiguous(), table, grid, way)
 
 
 def hash_gradient(x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
@@ -133,9 +137,10 @@ def hash_gradient(x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Te
         raise ValueError(f"d_out: expected shape {(x.shape[0], grid.width)}, got {tuple(d_out.shape)}")
     inside = (x >= 0.0) & (x <= 1.0)
     x = x.clamp(0.0, 1.0)
-    if reference_wanted():
+    way = route("hash_encode", x, table, d_out)
+    if way == "reference":
         return hash_gradient_reference(x, table, d_out, grid) * inside
-    return _PositionGradient.apply(x.contiguous(), table, d_out.contiguous(), grid) * inside
+    return _PositionGradient.apply(x.contiguous(), table, d_out.contiguous(), grid, way) * inside
 
 
 def _check(x: Tensor, table: Tensor, grid: HashGrid) -> None:
@@ -146,32 +151,32 @@ def _check(x: Tensor, table: Tensor, grid: HashGrid) -> None:
 
 
 class _HashEncode(torch.autograd.Function):
-    """x [N, 3], table -> features [N, L F]."""
+    """x [N, 3], table -> features [N, L F]. `way` is what `route` said: the passes back take the same."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+    def forward(ctx, x: Tensor, table: Tensor, grid: HashGrid, way: str) -> Tensor:
         ctx.save_for_backward(x, table)
-        ctx.grid = grid
-        return _encode(x, table, grid)
+        ctx.grid, ctx.way = grid, way
+        return _encode(x, table, grid, way)
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
         x, table = ctx.saved_tensors
         d_out = d_out.contiguous()
-        d_x = _PositionGradient.apply(x, table, d_out, ctx.grid) if ctx.needs_input_grad[0] else None
-        d_table = _TableGradient.apply(x, d_out, ctx.grid) if ctx.needs_input_grad[1] else None
-        return d_x, d_table, None
+        d_x = _PositionGradient.apply(x, table, d_out, ctx.grid, ctx.way) if ctx.needs_input_grad[0] else None
+        d_table = _TableGradient.apply(x, d_out, ctx.grid, ctx.way) if ctx.needs_input_grad[1] else None
+        return d_x, d_table, None, None
 
 
 class _PositionGradient(torch.autograd.Function):
     """x, table, d_out [N, L F] -> the gradient by x of sum(d_out * features), [N, 3]. Linear in table and d_out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+    def forward(ctx, x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid, way: str) -> Tensor:
         ctx.save_for_backward(x, table, d_out)
-        ctx.grid = grid
+        ctx.grid, ctx.way = grid, way
         d_x = empty((x.shape[0], 3), x)
-        _backward(x, table, d_out, grid, None, d_x)
+        _backward(x, table, d_out, grid, way, None, d_x)
         return d_x
 
     @staticmethod
@@ -183,21 +188,24 @@ class _PositionGradient(torch.autograd.Function):
         d_x = empty((x.shape[0], 3), x) if wanted[0] else None
         d_table = torch.zeros_like(table) if wanted[1] else None
         d_d_out = empty(tuple(d_out.shape), x) if wanted[2] else None
-        inputs = [table.data_ptr(), x.data_ptr(), x.shape[0], d_out.data_ptr(), v.data_ptr()]
-        outputs = [0 if t is None else t.data_ptr() for t in (d_d_out, d_table, d_x)]
-        kernel("hash_encode_second", x, table, d_out, v)(ctx.grid.native, *inputs, *outputs)
-        return d_x, d_table, d_d_out, None
+        if ctx.way == "triton":
+            gpu("hash_encode", x, table, d_out, v).second(x, table, d_out, v, ctx.grid, d_x, d_table, d_d_out)
+        else:
+            inputs = [table.data_ptr(), x.data_ptr(), x.shape[0], d_out.data_ptr(), v.data_ptr()]
+            outputs = [0 if t is None else t.data_ptr() for t in (d_d_out, d_table, d_x)]
+            kernel("hash_encode_second", x, table, d_out, v)(ctx.grid.native, *inputs, *outputs)
+        return d_x, d_table, d_d_out, None, None
 
 
 class _TableGradient(torch.autograd.Function):
     """x, d_out [N, L F] -> the gradient by the table of sum(d_out * features). Linear in d_out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, d_out: Tensor, grid: HashGrid) -> Tensor:
+    def forward(ctx, x: Tensor, d_out: Tensor, grid: HashGrid, way: str) -> Tensor:
         ctx.save_for_backward(x, d_out)
-        ctx.grid = grid
-        d_table = torch.zeros(grid.rows, grid.features, dtype=x.dtype)
-        _backward(x, d_table, d_out, grid, d_table, None)
+        ctx.grid, ctx.way = grid, way
+        d_table = torch.zeros(grid.rows, grid.features, dtype=x.dtype, device=x.device)
+        _backward(x, d_table, d_out, grid, way, d_table, None)
         return d_table
 
     @staticmethod
@@ -207,29 +215,40 @@ class _TableGradient(torch.autograd.Function):
         u = u.contiguous()
         d_x = empty((x.shape[0], 3), x) if ctx.needs_input_grad[0] else None
         if d_x is not None:
-            _backward(x, u, d_out, ctx.grid, None, d_x)
-        return d_x, _encode(x, u, ctx.grid) if ctx.needs_input_grad[1] else None, None
+            _backward(x, u, d_out, ctx.grid, ctx.way, None, d_x)
+        return d_x, _encode(x, u, ctx.grid, ctx.way) if ctx.needs_input_grad[1] else None, None, None
 
 
-def _encode(x: Tensor, table: Tensor, grid: HashGrid) -> Tensor:
+def _encode(x: Tensor, table: Tensor, grid: HashGrid, way: str) -> Tensor:
     out = empty((x.shape[0], grid.width), x)
-    kernel("hash_encode", x, table)(grid.native, table.data_ptr(), x.data_ptr(), x.shape[0], out.data_ptr())
+    if way == "triton":
+        half = half_type(x)
+        gpu("hash_encode", x, table).encode(x, table if half is None else table.to(half), grid, out)
+    else:
+        kernel("hash_encode", x, table)(grid.native, table.data_ptr(), x.data_ptr(), x.shape[0], out.data_ptr())
     return out
 
 
 def _backward(
-    x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid, d_table: Tensor | None, d_x: Tensor | None
+    x: Tensor, table: Tensor, d_out: Tensor, grid: HashGrid, way: str, d_table: Tensor | None, d_x: Tensor | None
 ) -> None:
     """Adds to d_table and fills d_x, whichever are given; the table's values matter to d_x alone."""
+    if way == "triton":
+        kernels = gpu("hash_encode", x, table, d_out)
+        if d_table is not None:
+            kernels.scatter(x, d_out, grid, d_table)
+        if d_x is not None:
+            kernels.slope(x, table, d_out, grid, d_x)
+        return
     inputs = [table.data_ptr(), x.data_ptr(), x.shape[0], d_out.data_ptr()]
     outputs = [0 if t is None else t.data_ptr() for t in (d_table, d_x)]
     kernel("hash_encode_backward", x, table, d_out)(grid.native, *inputs, *outputs)
 
 
 def _refuse_third_order() -> None:
-    """The native second derivatives are constants to autograd; counting their own as zero would train a wrong model."""
+    """The second derivatives are constants to autograd; counting their own as zero would train a wrong model."""
     if torch.is_grad_enabled():
-        raise RuntimeError("hash_encode: third derivatives are not available natively; use `ops.use('reference')`")
+        raise RuntimeError("hash_encode: third derivatives are not available here; use `ops.use('reference')`")
 
 
 def corner_rows(cell: Tensor, level: int, grid: HashGrid) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LightfoldError
-from .backend import core, kernel, reference_wanted
+from .backend import core, gpu, kernel, route
 
 
 def march(
@@ -41,11 +41,16 @@ def march(
     check_bits(bits, cascades, size)
     check_steps(step, cone, most)
     rays = origin.shape[0]
-    if reference_wanted():
+    way = route("march", origin, direction, near, far, bits)
+    if way == "reference":
         return march_reference(origin, direction, near, far, bits, cascades, size, step, cone, most, seed)
-    t0 = torch.empty((rays, most), dtype=origin.dtype)
-    dt = torch.empty((rays, most), dtype=origin.dtype)
-    count = torch.empty(rays, dtype=torch.int32)
+    t0 = torch.empty((rays, most), dtype=origin.dtype, device=origin.device)
+    dt = torch.empty((rays, most), dtype=origin.dtype, device=origin.device)
+    count = torch.empty(rays, dtype=torch.int32, device=origin.device)
+    if way == "triton":
+        walk = gpu("march", origin, direction, near, far).march
+        walk(origin, direction, near, far, bits, cascades, size, step, cone, most, seed, t0, dt, count)
+        return t0, dt, count
     kernel("march", origin, direction, near, far)(
         cascades,
         size,
@@ -115,7 +120,7 @@ def cell_of(points: Tensor, cascades: int, size: int) -> Tensor:
 
 
 def cell_centres(cascade: int, size: int) -> Tensor:
-    """Centres of the cells of a cascade, in the order of their bits: [G^3, 3]."""
+    """Centres of the cells of a cascade, in the order of their bits: [G^3, 3], on the CPU."""
     blocks = size // 4
     number = torch.arange(size**3)
     word, bit = number // 64, number % 64
@@ -130,7 +135,11 @@ def grid_decay_(bits: Tensor, peak: Tensor, cascades: int, size: int, decay: flo
     check_bits(bits, cascades, size)
     check_cells("peak", peak, cascades * size**3)
     check_cells("threshold", threshold, cascades)
-    if reference_wanted():
+    way = route("grid_decay_", bits, peak, threshold)
+    if way == "triton":
+        gpu("march", peak, threshold).decay(bits, peak, cascades, size, decay, threshold)
+        return
+    if way == "reference":
         occupied = unpack_bits(bits)
         peak.copy_(torch.where(occupied, peak * decay, peak))
         limit = threshold.repeat_interleave(size**3)
@@ -151,7 +160,8 @@ def grid_raise_(
 ) -> None:
     """Points [N, 3] with density [N] raise the peaks of their cells, and set the bits of those that reach threshold.
 
-    Cells whose bit in `allowed` is zero stay empty for good: no camera sees them.
+    Cells whose bit in `allowed` is zero stay empty for good: no camera sees them. The peak of a cell that is empty
+    afterwards means nothing.
     """
     check_bits(bits, cascades, size)
     check_bits(allowed, cascades, size)
@@ -164,6 +174,15 @@ def grid_raise_(
     if points.dtype != torch.float32 or density.dtype != torch.float32:
         raise ValueError(f"points and density: expected float32, got {points.dtype} and {density.dtype}")
     points, density = points.contiguous(), density.contiguous()
+    way = route("grid_raise_", bits, peak, allowed, points, density, threshold)
+    if way == "triton":
+        gpu("march", peak, points, density, threshold).raise_(
+            bits, peak, allowed, cascades, size, points, density, threshold
+        )
+        return
+    if way == "reference":
+        grid_raise_reference_(bits, peak, allowed, cascades, size, points, density, threshold)
+        return
     core().grid_raise(
         cascades,
         size,
@@ -177,16 +196,39 @@ def grid_raise_(
     )
 
 
+def grid_raise_reference_(
+    bits: Tensor,
+    peak: Tensor,
+    allowed: Tensor,
+    cascades: int,
+    size: int,
+    points: Tensor,
+    density: Tensor,
+    threshold: Tensor,
+) -> None:
+    """`grid_raise_` in plain PyTorch."""
+    cell = cell_of(points.nan_to_num(0.0), cascades, size)
+    may = unpack_bits(allowed)[cell] & points.isfinite().all(dim=1) & density.isfinite()
+    cell, density = cell[may], density[may]
+    occupied = unpack_bits(bits)
+    seen = torch.where(occupied, peak, 0.0).scatter_reduce(0, cell, density, "amax")
+    met = torch.zeros_like(occupied)
+    met[cell] = True
+    peak.copy_(torch.where(met, seen, peak))
+    occupied[cell[density >= threshold[cell // size**3]]] = True
+    bits.copy_(pack_bits(occupied))
+
+
 def unpack_bits(bits: Tensor) -> Tensor:
     """int64 [W] -> bool [64 W], lowest bit first."""
-    shift = torch.arange(64, dtype=torch.int64)
+    shift = torch.arange(64, dtype=torch.int64, device=bits.device)
     return ((bits[:, None] >> shift) & 1).bool().reshape(-1)
 
 
 def pack_bits(occupied: Tensor) -> Tensor:
     """Inverse of `unpack_bits`."""
     as_bytes = occupied.reshape(-1, 8).to(torch.uint8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=occupied.device)
     return (as_bytes * weights).sum(dim=1, dtype=torch.uint8).view(torch.int64).clone()
 
 
@@ -219,9 +261,9 @@ def march_reference(
     Positions agree with the kernel's up to rounding; a sample within rounding of a cell's face may differ.
     """
     occupied = unpack_bits(bits)
-    t0 = torch.zeros(origin.shape[0], most, dtype=origin.dtype)
+    t0 = torch.zeros(origin.shape[0], most, dtype=origin.dtype, device=origin.device)
     dt = torch.zeros_like(t0)
-    count = torch.zeros(origin.shape[0], dtype=torch.int32)
+    count = torch.zeros(origin.shape[0], dtype=torch.int32, device=origin.device)
     half = 2.0 ** (cascades - 1)
     for r in range(origin.shape[0]):
         o, d = origin[r], direction[r]

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backend import empty, kernel, reference_wanted, refuse_second_order
+from .backend import empty, gpu, half_type, kernel, refuse_second_order, route
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x [N, in], weights [[h1, in], [h2, h1], ..., [out, h]] -> [N, out]. Differentiable once in all of them."""
+    """x [N, in], weights [[h1, in], [h2, h1], ..., [out, h]] -> [N, out]. Differentiable once in all of them.
+
+    On a GPU, operands of the products are rounded as `torch.autocast` and `torch.set_float32_matmul_precision` allow;
+    networks that are too large for a fused kernel run as PyTorch's matrix products there.
+    """
     if x.ndim != 2:
         raise ValueError(f"x: expected shape [N, in], got {tuple(x.shape)}")
     if not 1 <= len(weights) <= 8:
@@ -26,20 +30,27 @@ def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         if w.ndim != 2 or w.shape[1] != width:
             raise ValueError(f"weights[{i}]: expected shape [*, {width}], got {tuple(w.shape)}")
         width = w.shape[0]
-    if reference_wanted():
+    way = route("mlp", x, *weights)
+    if way == "triton" and not gpu("mlp", x.contiguous(), *weights).fits([x.shape[1], *(w.shape[0] for w in weights)]):
+        way = "reference"
+    if way == "reference":
         return mlp_reference(x, weights)
-    return _MLP.apply(x.contiguous(), *weights)
+    return _MLP.apply(way, x.contiguous(), *weights)
 
 
 class _MLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx, way: str, x: Tensor, *weights: Tensor) -> Tensor:
         widths = [x.shape[1], *(w.shape[0] for w in weights)]
         out = empty((x.shape[0], widths[-1]), x)
-        run = kernel("mlp", x, *weights)
-        run(widths, [w.data_ptr() for w in weights], x.data_ptr(), x.shape[0], out.data_ptr())
+        ctx.half = half_type(x)
+        if way == "triton":
+            gpu("mlp", x, *weights).forward(x, weights, out, ctx.half)
+        else:
+            run = kernel("mlp", x, *weights)
+            run(widths, [w.data_ptr() for w in weights], x.data_ptr(), x.shape[0], out.data_ptr())
         ctx.save_for_backward(x, *weights)
-        ctx.widths = widths
+        ctx.widths, ctx.way = widths, way
         return out
 
     @staticmethod
@@ -47,8 +58,10 @@ class _MLP(torch.autograd.Function):
         refuse_second_order("mlp")
         x, *weights = ctx.saved_tensors
         d_out = d_out.contiguous()
+        d_x = empty(tuple(x.shape), x) if ctx.needs_input_grad[1] else None
+        if ctx.way == "triton":
+            return None, d_x, *gpu("mlp", x, d_out, *weights).backward(x, weights, d_out, d_x, ctx.half)
         d_weights = [torch.zeros_like(w) for w in weights]
-        d_x = empty(tuple(x.shape), x) if ctx.needs_input_grad[0] else None
         kernel("mlp_backward", x, d_out, *weights)(
             ctx.widths,
             [w.data_ptr() for w in weights],
@@ -58,7 +71,7 @@ class _MLP(torch.autograd.Function):
             [d.data_ptr() for d in d_weights],
             0 if d_x is None else d_x.data_ptr(),
         )
-        return d_x, *d_weights
+        return None, d_x, *d_weights
 
 
 def mlp_reference(x: Tensor, weights: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 This fuses what `march`, `hash_encode`, `mlp`, `spherical_harmonics` and `composite` do apart, for the step that
 dominates training on a CPU: activations stay in the second-level cache, a ray stops when it is opaque, and only samples
 whose weight counts reach the colour network and the backward pass. `render_rays_reference` states the same in terms of
-those ops.
+those ops, and a GPU runs their kernels one after the other.
 
     x = o + t d -> u in [0, 1]^3 (contracted where unbounded) -> features = hash_encode(u)
     [raw, geometry...] = mlp(features);  sigma = exp(raw + shift)
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import core, empty, kernel, reference_wanted, refuse_second_order
+from .backend import core, empty, gpu, half_type, kernel, refuse_second_order, route
 from .composite import composite_reference
 from .hash_encode import HashGrid, hash_encode_reference
 from .march import check_bits, check_cells, check_rays, march_reference
@@ -73,6 +73,10 @@ class Radiance:
                 f"colour: expected {geometry + 16} inputs and 3 outputs, got {[tuple(w.shape) for w in self.colour]}"
             )
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The table and all weights."""
+        return (self.table, *self.density, *self.colour)
+
     def density_widths(self) -> list[int]:
         """Layer widths of the density network."""
         return [self.grid.width, *(w.shape[0] for w in self.density)]
@@ -119,21 +123,24 @@ class Tracing:
 
 
 class Picture(NamedTuple):
-    """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept."""
+    """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept.
+
+    On a GPU the last two, and those of `Loss`, are tensors of one number: to turn them into numbers is to wait.
+    """
 
     rgb: Tensor
     opacity: Tensor
     depth: Tensor
-    evaluated: int
-    kept: int
+    evaluated: int | Tensor
+    kept: int | Tensor
 
 
 class Loss(NamedTuple):
     """loss, squared_error and distortion are means (over rays and channels; over rays); picture is detached."""
 
     loss: Tensor
-    squared_error: float
-    distortion: float
+    squared_error: float | Tensor
+    distortion: float | Tensor
     picture: Picture
 
 
@@ -189,9 +196,15 @@ def render_rays(
 ) -> Picture:
     """Picture along rays, without gradients. Rays as in `march`; background [R, 3]."""
     rays = (origin, direction, near, far, background)
-    if reference_wanted():
+    way = route("render_rays", *rays, tracing.bits, *field.tensors())
+    if way == "reference":
         with torch.no_grad():
             return render_rays_reference(field, tracing, *rays, seed)
+    if way == "triton":
+        kernels = _gpu(field, tracing, rays)
+        out = empty(tuple(origin.shape), origin), empty(tuple(near.shape), origin), empty(tuple(near.shape), origin)
+        with torch.no_grad():
+            return Picture(*out, *kernels.render(field, tracing, rays, seed, half_type(origin), *out))
     no_training: tuple[object, ...] = (0, 0, 1.0, 0.0, 0, 0, 0, 0, 0, [], [])
     return _trace(field, tracing, rays, seed, no_training)
 
@@ -227,7 +240,8 @@ def train_rays(
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
     rays = (origin, direction, near, far, background)
-    if reference_wanted():
+    way = route("train_rays", *rays, target, tracing.bits, *field.tensors())
+    if way == "reference":
         picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
         return _reference_loss(picture, target, huber, distortion)
     if target.shape != origin.shape:
@@ -242,7 +256,8 @@ def train_rays(
         raise ValueError(f"touched: expected uint8 [{lines}], got {touched.dtype} {tuple(touched.shape)}")
     saved: dict[str, tuple[float, float, Picture]] = {}
     weights = (*field.density, *field.colour)
-    loss = _TrainRays.apply(
+    function = _TrainRaysOnGPU if way == "triton" else _TrainRays
+    loss = function.apply(
         field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, field.table, *weights
     )
     return Loss(loss, *saved["report"])
@@ -311,16 +326,70 @@ class _TrainRays(torch.autograd.Function):
         return *(None,) * 10, returned, *(d * upstream for d in d_weights)
 
 
+class _TrainRaysOnGPU(torch.autograd.Function):
+    """The same from the kernels one by one. Nothing waits for the device."""
+
+    @staticmethod
+    def forward(
+        ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, table, *weights
+    ):
+        kernels = _gpu(field, tracing, rays)
+        trained = kernels.train(field, tracing, rays, target, seed, huber, distortion, half_type(target))
+        sums = trained.sums.sum(dim=0)
+        count = rays[0].shape[0]
+        terms, apart = max(3 * count, 1), sums[2] / max(count, 1)
+        picture = Picture(trained.rgb, trained.opacity, trained.depth, trained.evaluated[0], trained.kept.total[0])
+        saved["report"] = (sums[1] / terms, apart, picture)
+        ctx.pack = (kernels, field, trained, table_gradient, touched)
+        return sums[0] / terms + distortion * apart
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        refuse_second_order("train_rays")
+        if ctx.pack is None:
+            raise RuntimeError("train_rays: backward() was called twice; its buffers serve the next step by then")
+        kernels, field, trained, into, touched = ctx.pack
+        ctx.pack = None
+        d_table = torch.zeros_like(field.table) if into is None else into
+        kernels.scatter_gradient(field, trained, upstream, d_table)
+        if touched is not None:
+            # Marking each line that is written would cost more than the sweep that it saves a GPU.
+            touched.fill_(1)
+        returned = d_table if into is None else None
+        return *(None,) * 10, returned, *(d * upstream for d in (*trained.d_density, *trained.d_colour))
+
+
+def _gpu(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...]):
+    """The kernels of GPUs, for a field and rays that have been checked."""
+    origin, direction, near, far, background = rays
+    check_rays(origin, direction, near, far)
+    if background.shape != origin.shape:
+        raise ValueError(f"background: expected shape {tuple(origin.shape)}, got {tuple(background.shape)}")
+    check_bits(tracing.bits, tracing.cascades, tracing.size)
+    if tracing.peak is not None:
+        check_cells("peak", tracing.peak, tracing.cascades * tracing.size**3)
+    kernels = gpu("radiance", *field.tensors(), *rays)
+    kernels.check(field)
+    return kernels
+
+
 def density_at(field: Radiance, points: Tensor) -> Tensor:
     """Density at points of the scene [N, 3] -> [N], per scene unit. Not differentiable."""
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
-    if reference_wanted():
+    way = route("density_at", points, *field.tensors())
+    if way == "reference":
         with torch.no_grad():
             features = hash_encode_reference(to_unit(points, field.unbounded), field.table, field.grid)
             return torch.exp(mlp_reference(features, field.density)[:, 0] + field.shift)
     points = points.contiguous()
     out = empty((points.shape[0],), points)
+    if way == "triton":
+        kernels = gpu("radiance", points, *field.tensors())
+        kernels.check(field)
+        with torch.no_grad():
+            kernels.density(field, to_unit(points, field.unbounded), half_type(points), out)
+        return out
     grid, table, unbounded, shift, widths, weights, _, _ = field.arguments()
     kernel("density", points, field.table)(
         grid, table, unbounded, shift, widths, weights, points.data_ptr(), points.shape[0], out.data_ptr()
@@ -362,10 +431,11 @@ def render_rays_reference(
         tracing.most,
         seed,
     )
-    live = torch.arange(tracing.most) < count[:, None]
-    ray = torch.arange(origin.shape[0])[:, None].expand_as(live)[live]
+    device = origin.device
+    live = torch.arange(tracing.most, device=device) < count[:, None]
+    ray = torch.arange(origin.shape[0], device=device)[:, None].expand_as(live)[live]
     t0, dt = t0[live], dt[live]
-    offset = torch.cat([torch.zeros(1, dtype=torch.int64), count.long().cumsum(0)])
+    offset = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), count.long().cumsum(0)])
     middle = (t0 + 0.5 * dt)[:, None]
     x = to_unit(origin[ray] + middle * direction[ray], field.unbounded)
     geometry = mlp_reference(hash_encode_reference(x, field.table, field.grid), field.density)
@@ -395,7 +465,7 @@ def _reference_loss(picture: Picture, target: Tensor, huber: float, distortion: 
     error = picture.rgb - target
     square = error**2
     term = torch.where(error.abs() <= huber, square, 2 * huber * error.abs() - huber**2) if huber > 0 else square
-    apart = picture.depth.sum() / max(len(target), 1) if distortion > 0 else torch.zeros(())
+    apart = picture.depth.sum() / max(len(target), 1) if distortion > 0 else target.new_zeros(())
     detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:])
     terms = max(term.numel(), 1)
     loss = term.sum() / terms + distortion * apart

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import empty, kernel, reference_wanted
+from .backend import empty, gpu, kernel, route
 
 
 def spherical_harmonics(direction: Tensor) -> Tensor:
@@ -16,11 +16,15 @@ def spherical_harmonics(direction: Tensor) -> Tensor:
     """
     if direction.ndim != 2 or direction.shape[1] != 3:
         raise ValueError(f"direction: expected shape [N, 3], got {tuple(direction.shape)}")
-    if reference_wanted() or direction.requires_grad:
+    way = route("spherical_harmonics", direction)
+    if way == "reference" or direction.requires_grad:
         return spherical_harmonics_reference(direction)
     direction = direction.contiguous()
     out = empty((direction.shape[0], 16), direction)
-    kernel("spherical_harmonics", direction)(direction.data_ptr(), direction.shape[0], out.data_ptr())
+    if way == "triton":
+        gpu("spherical_harmonics", direction).spherical_harmonics(direction, out)
+    else:
+        kernel("spherical_harmonics", direction)(direction.data_ptr(), direction.shape[0], out.data_ptr())
     return out
 
 

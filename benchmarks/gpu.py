@@ -1,0 +1,349 @@
+"""The kernels of GPUs, each against what the card can do, and the time that `ngp` takes to a quality on one.
+
+Kernels: device time by events, warm, the median of many repetitions; buffers stay as they are. What each has to move
+and to compute is counted, and the card's own rates are measured beside it: a copy for memory, a large matrix product in
+bfloat16 for the matrix units. A share of those rates is what a kernel is judged by (`docs/write-a-kernel.md`).
+
+Training: seconds from the first step to a mean PSNR of the held-out views, over white where pictures have alpha,
+without the seconds of looking; once from a cold start, kernels' compilation included, and once warm.
+
+Nothing here has been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightfold import machine, ops
+from lightfold.config import lookup
+from lightfold.formats import open_capture
+from lightfold.methods import method_class
+from lightfold.methods.base import Method, step_generator
+from lightfold.ops import HashGrid
+from lightfold.ops.backend import half_type, triton_lacks
+from lightfold.optim import Adam
+from lightfold.scene import Scene, SceneConfig, load_scene
+
+from .kernels import ray_points, shell
+from .record import captures, find_capture, parser, recorded
+
+SECTOR = 32
+"""Bytes that a GPU reads at least from an address."""
+CASES = {
+    "lego": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 90.0),
+    "fox": ("fox", SceneConfig(downscale=4, split="every:8"), (25.0, 27.0, 28.5), 60.0),
+}
+"""Capture, how it is read, qualities in decibels, and the most seconds to train."""
+SIGHT = 5
+"""Held-out views that are looked at during a training; all of them at its end."""
+
+
+def main() -> None:
+    """One record, or one sentence where there is nothing to measure."""
+    made = parser(__doc__)
+    made.add_argument("--no-training", action="store_true", help="kernels only")
+    options = made.parse_args()
+    device = find_device()
+    points = 1 << (16 if options.quick else 18)
+    with recorded("gpu", options) as record:
+        record.protocol |= {
+            "device": describe(device),
+            "points": points,
+            "time": "device events, warm, median of the repetitions",
+            "bytes": "each operand once; for tables also whole sectors of 32 bytes per look-up",
+            "network flops": "2 per weight and sample forward; 6 backward, and 2 for what it computes again",
+        }
+        record.results["card"] = card = rates(device)
+        record.results["kernels"] = kernels(device, points, card)
+        if not options.no_training:
+            record.results["training"] = trainings(device, options)
+
+
+def find_device() -> torch.device:
+    """The GPU to measure, or the end of the program in one sentence."""
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        if module.is_available():
+            lacking = triton_lacks(kind)
+            if lacking is not None:
+                raise SystemExit(f"There is a GPU, but no kernels to measure on it: {lacking}.")
+            return torch.device(kind)
+    raise SystemExit("PyTorch sees no GPU that Triton has kernels for, so there is nothing to measure here.")
+
+
+def describe(device: torch.device) -> dict[str, str | None]:
+    """Card and driver."""
+    module = torch.cuda if device.type == "cuda" else torch.xpu
+    return {
+        "card": module.get_device_name(0),
+        "driver": driver(),
+        "toolkit": torch.version.cuda or torch.version.hip,
+        "triton": machine.package_version("triton"),
+    }
+
+
+def driver() -> str | None:
+    """The driver's version, as NVIDIA's tool tells it; None elsewhere."""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def seconds(function: Callable[[], object], device: torch.device, repeats: int = 50) -> float:
+    """Median device time of one call, after a few to warm up."""
+    module: Any = torch.cuda if device.type == "cuda" else torch.xpu
+    for _ in range(5):
+        function()
+    pairs = [(module.Event(enable_timing=True), module.Event(enable_timing=True)) for _ in range(repeats)]
+    for begin, end in pairs:
+        begin.record()
+        function()
+        end.record()
+    module.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs) / 1e3
+
+
+def rates(device: torch.device) -> dict[str, float]:
+    """Bytes per second of a large copy, read and written, and flops per second of a large matrix product."""
+    source = torch.empty(1 << 28, dtype=torch.uint8, device=device)
+    into, side = torch.empty_like(source), 8192
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    return {
+        "bytes_per_second": 2 * source.numel() / seconds(lambda: into.copy_(source), device),
+        "matrix_flops_per_second": 2 * side**3 / seconds(lambda: a @ a, device, 20),
+    }
+
+
+def kernels(device: torch.device, n: int, card: dict[str, float]) -> list[dict[str, Any]]:
+    """A row for each kernel, with its counts and its share of the card's rates."""
+    rows = []
+    for half in (None, torch.bfloat16):
+        with torch.autocast(device.type, dtype=half) if half else nullcontext():
+            rows += [*encoding(device, n), *networks(device, n)]
+    rows += [*compositing(device, n), *adam(device), marching(device, n)]
+    for row in rows:
+        row["bytes_per_second"] = row["bytes"] / row["seconds"]
+        row["share_of_memory"] = row["bytes_per_second"] / card["bytes_per_second"]
+        if "flops" in row:
+            row["flops_per_second"] = row["flops"] / row["seconds"]
+            row["share_of_matrix_rate"] = row["flops_per_second"] / card["matrix_flops_per_second"]
+    return rows
+
+
+def encoding(device: torch.device, n: int) -> list[dict[str, Any]]:
+    """Hash encoding, forward and by the table, of samples along rays."""
+    from lightfold.ops.triton import hash_encode
+
+    rows = []
+    for grid in (HashGrid(8, 4, 16, 16, 1024), HashGrid(8, 4, 19, 16, 2048), HashGrid(16, 2, 19, 16, 2048, "xor")):
+        x = ray_points(n).to(device)
+        table = torch.randn(grid.rows, grid.features, device=device)
+        half = half_type(table)
+        read = table if half is None else table.to(half)
+        out, d_table = torch.empty(n, grid.width, device=device), torch.zeros_like(table)
+        name = f"{grid.layout} L{grid.levels} F{grid.features} 2^{grid.log2_rows}"
+        ends, lookups = n * (12 + 4 * grid.width), 8 * n * grid.levels
+        for kernel, function, size in (
+            ("encode", lambda x=x, r=read, g=grid, o=out: hash_encode.encode(x, r, g, o), read.element_size()),
+            ("scatter", lambda x=x, g=grid, o=out, d=d_table: hash_encode.scatter(x, o, g, d), 2 * 4),
+        ):
+            if kernel == "scatter" and half is not None:
+                continue  # The same kernel as without autocast.
+            rows.append(
+                {
+                    "kernel": kernel,
+                    "what": name,
+                    "table": str(read.dtype),
+                    "seconds": seconds(function, device),
+                    "bytes": ends + lookups * grid.features * size,
+                    "sector_bytes": ends + lookups * max(SECTOR, grid.features * size),
+                }
+            )
+    return rows
+
+
+def networks(device: torch.device, n: int) -> list[dict[str, Any]]:
+    """The networks of `ngp`, forward and backward."""
+    from lightfold.ops.triton import mlp
+
+    rows = []
+    for widths in ((32, 64, 16), (32, 64, 64, 3)):
+        pairs = list(zip(widths, widths[1:], strict=False))
+        weights = [torch.randn(o, i, device=device) / i**0.5 for i, o in pairs]
+        x, out = torch.randn(n, widths[0], device=device), torch.empty(n, widths[-1], device=device)
+        d_x, half = torch.empty_like(x), half_type(x)
+        products = n * sum(i * o for i, o in pairs)
+        for kernel, function, flops, count in (
+            ("mlp", lambda x=x, w=weights, o=out, h=half: mlp.forward(x, w, o, h), 2 * products, 1),
+            ("mlp backward", lambda x=x, w=weights, o=out, d=d_x, h=half: mlp.backward(x, w, o, d, h), 8 * products, 2),
+        ):
+            rows.append(
+                {
+                    "kernel": kernel,
+                    "what": "-".join(map(str, widths)),
+                    "operands": str(half or x.dtype),
+                    "seconds": seconds(function, device),
+                    "bytes": 4 * n * (count * widths[0] + widths[-1]),
+                    "flops": flops,
+                }
+            )
+    return rows
+
+
+def compositing(device: torch.device, n: int, per_ray: int = 24) -> list[dict[str, Any]]:
+    """Rays of 24 samples, forward and backward."""
+    from lightfold.ops.triton import composite
+
+    rays = n // per_ray
+    n = rays * per_ray
+    sigma, rgb = torch.rand(n, device=device), torch.rand(n, 3, device=device)
+    t0, offset = torch.rand(n, device=device), torch.arange(rays + 1, device=device) * per_ray
+    out = [torch.empty(shape, device=device) for shape in ((n,), (rays, 3), (rays,), (rays,))]
+    d = [torch.randn_like(t) for t in out]
+    ends = [torch.empty_like(sigma), torch.empty_like(rgb)]
+    t1, weight, opacity = t0 + 0.01, out[0], out[2]
+    return [
+        {
+            "kernel": "composite",
+            "what": f"{per_ray} samples per ray",
+            "seconds": seconds(lambda: composite.composite(sigma, rgb, t0, t1, offset, *out), device),
+            "bytes": 4 * (7 * n + 7 * rays),
+        },
+        {
+            "kernel": "composite backward",
+            "what": f"{per_ray} samples per ray",
+            "seconds": seconds(
+                lambda: composite.backward(sigma, rgb, t0, t1, offset, weight, opacity, *d, *ends), device
+            ),
+            "bytes": 4 * (11 * n + 8 * rays),
+        },
+    ]
+
+
+def adam(device: torch.device, n: int = 12_600_000) -> list[dict[str, Any]]:
+    """A published table: all of it, and where a tenth of the lines has a gradient."""
+    state = [torch.rand(n, device=device) for _ in range(4)]
+    gradient = state[1].clone()
+    sparse = gradient * (torch.rand(n // 16, device=device) < 0.1).repeat_interleave(16)
+    rows = []
+    for what, live, filled in (("dense", 1.0, gradient), ("sparse, a tenth of the lines", 0.1, sparse)):
+
+        def step(filled: Tensor = filled, what: str = what) -> None:
+            state[1].copy_(filled)  # A step clears it.
+            ops.adam_(*state, step=10, lr=1e-3, sparse=what != "dense")
+
+        refill = seconds(lambda filled=filled: state[1].copy_(filled), device)
+        rows.append(
+            {
+                "kernel": "adam",
+                "what": what,
+                "seconds": seconds(step, device) - refill,
+                "bytes": int(4 * n * (1 + 7 * live)),
+            }
+        )
+    return rows
+
+
+def marching(device: torch.device, n: int) -> dict[str, Any]:
+    """Rays through a shell; what bounds it is waiting for bits, so the rate of samples says more than bytes."""
+    rays, most, cells = n // 16, 128, 128
+    rng = torch.Generator().manual_seed(3)
+    origin = torch.nn.functional.normalize(torch.randn(rays, 3, generator=rng), dim=1) * 2
+    direction = torch.nn.functional.normalize(0.5 * torch.randn(rays, 3, generator=rng) - origin, dim=1)
+    ends = torch.full((rays,), 0.2), torch.full((rays,), 4.0)
+    arguments = [t.to(device) for t in (origin, direction, *ends, shell(1, cells))]
+
+    def walk() -> Tensor:
+        return ops.march(*arguments, 1, cells, step=0.005, cone=1 / 256, most=most, seed=1)[2]
+
+    samples = int(walk().sum())
+    took = seconds(walk, device)
+    return {
+        "kernel": "march",
+        "what": f"{samples / rays:.0f} samples per ray",
+        "seconds": took,
+        "bytes": 8 * samples + 32 * rays,
+        "samples_per_second": samples / took,
+        "rays_per_second": rays / took,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def trainings(device: torch.device, options: Any) -> dict[str, Any]:
+    """Both captures, cold and warm; a capture that is not there is skipped and said to be."""
+    results: dict[str, Any] = {}
+    for name, (capture, scene_config, goals, most) in CASES.items():
+        path = find_capture(options, capture)
+        if path is None:
+            print(f"{name} is skipped: there is no capture '{capture}' in {captures(options)}.")
+            continue
+        scene = load_scene(open_capture(path), scene_config, machine.cache_folder())
+        for start in ("cold", "warm"):
+            results[f"{name}, {start}"] = train(scene, device, goals, most / (6 if options.quick else 1))
+    return results
+
+
+def train(scene: Scene, device: torch.device, goals: tuple[float, ...], most: float) -> dict[str, Any]:
+    """Seconds until each quality is reached, and what was reached at the end."""
+    _, config = lookup("ngp:big")
+    config = replace(config, batch=1 << 18)
+    torch.manual_seed(0)
+    method = method_class("ngp")(config, scene.info).to(device)
+    optim, reached = Adam(method.groups()), dict.fromkeys(goals)
+    spent, step, samples, look = 0.0, 0, 0, most / 60
+    next_look = look
+    while spent < most:
+        begin = time.perf_counter()
+        (loss,) = method.loss(scene, step, step_generator(0, step)).values()
+        loss.backward()
+        optim.step(min(spent / most, 1.0))
+        method.after_step(step, optim)
+        samples += method.stats["kept"]  # To read it is to wait for the step.
+        spent += time.perf_counter() - begin
+        step += 1
+        if spent >= next_look:
+            next_look += look
+            psnr = quality(method, scene, SIGHT)
+            reached = {goal: at if at is not None else spent if psnr >= goal else None for goal, at in reached.items()}
+    begin = time.perf_counter()
+    psnr = quality(method, scene, len(scene.info.test))
+    return {
+        "seconds_to_psnr": {str(goal): at for goal, at in reached.items()},
+        "psnr": psnr,
+        "views": len(scene.info.test),
+        "views_looked_at": SIGHT,
+        "steps": step,
+        "kept_samples_per_second": samples / spent,
+        "pictures_per_second": len(scene.info.test) / (time.perf_counter() - begin),
+    }
+
+
+def quality(method: Method, scene: Scene, count: int) -> float:
+    """Mean PSNR of held-out views, evenly chosen, over white where pictures have alpha."""
+    views = scene.info.test
+    scores = []
+    for index in views[:: max(1, len(views) // count)][:count]:
+        view = scene.view(index)
+        white = torch.ones(3)
+        truth = view.rgb * view.alpha[..., None] + (1 - view.alpha[..., None]) if scene.info.has_alpha else view.rgb
+        shown = method.render(view.camera, white if scene.info.has_alpha else None).rgb
+        scores.append(-10 * math.log10(float((shown - truth).square().mean())))
+    return statistics.fmean(scores)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Every kernel compiles for GPUs of two makers, though none is here: an interpreter forgives what compilers do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu_checks import NEEDS_TRITON
+
+SCRIPT = Path(__file__).resolve().parents[1] / "compile_kernels.py"
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compilers are there for Linux")
+@pytest.mark.parametrize(
+    ("target", "shared"),
+    [(("cuda", "90"), 227), (("cuda", "80"), 163), (("hip", "gfx942"), 64)],
+    ids=["sm90", "sm80", "gfx942"],
+)
+def test_compiles(target: tuple[str, str], shared: int, tmp_path: Path) -> None:
+    """`shared` is what a program may take on that GPU, in KiB; a kernel that takes more fails at its launch."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LIGHTFOLD_POISON")}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *target],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled = json.loads(done.stdout.strip().splitlines()[-1])
+    names = {name for name, _ in compiled}
+    assert names >= {"_march_kernel", "_blend_kernel", "_scatter_kernel", "_slope_kernel", "_backward_kernel"}
+    assert len(names) >= 18
+    too_large = {name: size for name, size in compiled if size > shared * 1024}
+    assert not too_large
