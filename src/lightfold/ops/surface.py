@@ -8,13 +8,14 @@ takes a tile of samples through everything while it is in cache, and csrc/surfac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backend import core, empty, kernel, reference_wanted, refuse_second_order
-from .hash_encode import HashGrid, hash_encode_reference
+from .backend import core, empty, kernel, refuse_second_order, route
+from .hash_encode import HashGrid, hash_encode, hash_encode_reference
 
 
 def surface(
@@ -39,8 +40,11 @@ def surface(
     """
     _check(points, table, first, last, grid, levels)
     points = points.detach()
-    if reference_wanted():
-        return surface_reference(points, table, first, last, grid, levels, beta, slope)
+    way = route("surface", points, table, first, last)
+    if way != "native":
+        # There is no kernel for GPUs yet: the chain, with the hash encoding's own, which can be differentiated twice.
+        encode = hash_encode_reference if way == "reference" else hash_encode
+        return surface_by_chain(points, table, first, last, grid, levels, beta, slope, encode)
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (table, first, last))
     shape = _Shape(grid, levels, beta, slope, trained)
     return _Surface.apply(points.contiguous(), table, first.contiguous(), last.contiguous(), shape)
@@ -113,7 +117,7 @@ def _field(table: Tensor, first: Tensor, last: Tensor, shape: _Shape) -> list[ob
     return [shape.grid.native, shape.levels, *weights, first.shape[0], last.shape[0], shape.beta]
 
 
-def surface_reference(
+def surface_by_chain(
     points: Tensor,
     table: Tensor,
     first: Tensor,
@@ -122,13 +126,14 @@ def surface_reference(
     levels: int,
     beta: float,
     slope: bool,
+    encode: Callable[[Tensor, Tensor, HashGrid], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`surface` in plain PyTorch, its gradient by autograd."""
+    """`surface` in plain PyTorch, its gradient by autograd; `encode` is the hash encoding."""
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         place = (0.5 * points + 0.5).clamp(0.0, 1.0)
-        encoded = hash_encode_reference(place, table, grid)[:, : levels * grid.features]
+        encoded = encode(place, table, grid)[:, : levels * grid.features]
         inputs = torch.cat([points, torch.ones_like(points[:, :1]), encoded], dim=1)
         scaled = beta * (inputs @ first.T)
         hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
