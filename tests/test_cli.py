@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from lightfold import cli
 from lightfold.cli import arguments as argument_module
-from lightfold.cli import doctor, info, steps
+from lightfold.cli import claim, doctor, info, steps
 from lightfold.cli import run as run_verb
 from lightfold.cli.render import RenderArguments, video_size
 from lightfold.cli.run import parse_run
@@ -382,6 +384,15 @@ def test_the_same_command_again_goes_on(trained: Path, capture: Path) -> None:
     before = (trained / "checkpoints").stat().st_mtime_ns
     assert cli.main([*again, "--steps", "2"]) == 0
     assert Run.open(trained).steps()[-1] == 2 and (trained / "checkpoints").stat().st_mtime_ns == before
+
+
+def test_a_run_is_trained_by_one_program(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (run / claim.MARK).write_text(f"{other.pid} {psutil.Process(other.pid).create_time()}")
+        assert f"process {other.pid}, is at work in" in failure(["train", str(run), "--steps", "1000"], capsys)
+        other.communicate(b"\n")
 
 
 def test_a_run_keeps_its_options(trained: Path, capture: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
@@ -18,6 +19,7 @@ from ..run import Run, is_run
 from ..scene import SceneConfig
 from . import console, steps, workers
 from .arguments import parse
+from .claim import claimed
 from .view import WatchArguments, watching
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ def train(arguments: TrainArguments[Any], world: World | None) -> None:
 
     run, scene = steps.together(world, begun)
     console.say(f"The run is in {run.path}")
-    with watching(arguments.watch, run, scene) as watch:
+    mine = claimed(run.path) if world is None or world.is_first else nullcontext()
+    with mine, watching(arguments.watch, run, scene) as watch:
         steps.train(run, scene, None if watch is None else watch.begin, world)
         console.say(
             f"Look at it: lightfold view {run.path}\nScore it:   lightfold eval {run.path}\n"
