@@ -428,7 +428,7 @@ ROWS = [
         at_most=True,
     ),
     Row(
-        "mesh of the sample by `neus`: Chamfer distance, of the extent",
+        "mesh of the sample by `neus`, 15 min: Chamfer distance, of the extent",
         number("mesh-neus", "sdf", "chamfer"),
         "{:.2f} %",
         0.5,
