@@ -40,13 +40,13 @@ def surface(
     """
     _check(points, table, first, last, grid, levels)
     points = points.detach()
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (table, first, last))
+    shape = _Shape(grid, levels, beta, slope, trained)
     way = route("surface", points, table, first, last)
     if way != "native":
         # There is no kernel for GPUs yet: the chain, with the hash encoding's own, which can be differentiated twice.
         encode = hash_encode_reference if way == "reference" else hash_encode
-        return surface_by_chain(points, table, first, last, grid, levels, beta, slope, encode)
-    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (table, first, last))
-    shape = _Shape(grid, levels, beta, slope, trained)
+        return _by_chain(points, table, first, last, shape, encode)
     return _Surface.apply(points.contiguous(), table, first.contiguous(), last.contiguous(), shape)
 
 
@@ -117,28 +117,25 @@ def _field(table: Tensor, first: Tensor, last: Tensor, shape: _Shape) -> list[ob
     return [shape.grid.native, shape.levels, *weights, first.shape[0], last.shape[0], shape.beta]
 
 
-def surface_by_chain(
+def _by_chain(
     points: Tensor,
     table: Tensor,
     first: Tensor,
     last: Tensor,
-    grid: HashGrid,
-    levels: int,
-    beta: float,
-    slope: bool,
+    shape: _Shape,
     encode: Callable[[Tensor, Tensor, HashGrid], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """`surface` in plain PyTorch, its gradient by autograd; `encode` is the hash encoding."""
-    wanted = torch.is_grad_enabled()
+    grid = shape.grid
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         place = (0.5 * points + 0.5).clamp(0.0, 1.0)
-        encoded = encode(place, table, grid)[:, : levels * grid.features]
+        encoded = encode(place, table, grid)[:, : shape.levels * grid.features]
         inputs = torch.cat([points, torch.ones_like(points[:, :1]), encoded], dim=1)
-        scaled = beta * (inputs @ first.T)
-        hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / beta
+        scaled = shape.beta * (inputs @ first.T)
+        hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / shape.beta
         out = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1) @ last.T
         gradient = points[:0]
-        if slope:
-            (gradient,) = torch.autograd.grad(out[:, 0].sum(), points, create_graph=wanted)
-    return (out, gradient) if wanted else (out.detach(), gradient.detach())
+        if shape.slope:
+            (gradient,) = torch.autograd.grad(out[:, 0].sum(), points, create_graph=shape.trained)
+    return (out, gradient) if shape.trained else (out.detach(), gradient.detach())
