@@ -51,8 +51,10 @@ std::vector<const KernelSet*> available() {
 #endif
 #if defined(LF_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx512bf16")) sets.push_back(&kernels_avx512bf16());
     sets.push_back(&kernels_avx512());
+  }
 #endif
 #if defined(LF_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&kernels_avx2());
@@ -92,9 +94,11 @@ std::vector<T*> all(const Addresses& addresses) {
 }
 
 template <class T>
-FieldArgs<T> field_args(const HashSpec& spec, Address table, bool unbounded, double shift, const std::vector<int>& density_width,
-                        const Addresses& density, const std::vector<int>& colour_width, const Addresses& colour) {
+FieldArgs<T> field_args(const HashSpec& spec, Address table, bool unbounded, double shift, bool half,
+                        const std::vector<int>& density_width, const Addresses& density, const std::vector<int>& colour_width,
+                        const Addresses& colour) {
   FieldArgs<T> f{};
+  f.half = half;
   f.spec = spec;
   f.table = at<const T>(table);
   f.unbounded = unbounded;
@@ -134,17 +138,19 @@ void bind(nb::module_& m, const char* suffix) {
     kernels<T>().hash_encode_second(workers(), spec, at<T>(table), at<T>(x), n, at<T>(d_out), at<T>(v), at<T>(d_d_out),
                                     at<T>(d_table), at<T>(d_x));
   });
-  m.def(name("mlp").c_str(), [](const std::vector<int>& widths, const Addresses& weights, Address x, int64_t n, Address out) {
+  m.def(name("mlp").c_str(), [](const std::vector<int>& widths, const Addresses& weights, bool half, Address x, int64_t n,
+                                Address out) {
     Exclusive exclusive;
     auto w = all<const T>(weights);
-    kernels<T>().mlp(workers(), int(w.size()), widths.data(), w.data(), at<T>(x), n, at<T>(out));
+    kernels<T>().mlp(workers(), int(w.size()), widths.data(), w.data(), half, at<T>(x), n, at<T>(out));
   });
-  m.def(name("mlp_backward").c_str(), [](const std::vector<int>& widths, const Addresses& weights, Address x, int64_t n,
+  m.def(name("mlp_backward").c_str(), [](const std::vector<int>& widths, const Addresses& weights, bool half, Address x, int64_t n,
                                          Address d_out, const Addresses& d_weights, Address d_x) {
     Exclusive exclusive;
     auto w = all<const T>(weights);
     auto dw = all<T>(d_weights);
-    kernels<T>().mlp_backward(workers(), int(w.size()), widths.data(), w.data(), at<T>(x), n, at<T>(d_out), dw.data(), at<T>(d_x));
+    kernels<T>().mlp_backward(workers(), int(w.size()), widths.data(), w.data(), half, at<T>(x), n, at<T>(d_out), dw.data(),
+                              at<T>(d_x));
   });
   m.def(name("spherical_harmonics").c_str(), [](Address direction, int64_t n, Address out) {
     Exclusive exclusive;
@@ -185,15 +191,15 @@ void bind(nb::module_& m, const char* suffix) {
                                at<uint8_t>(touched));
   });
   m.def(name("density").c_str(),
-        [](const HashSpec& spec, Address table, bool unbounded, double shift, const std::vector<int>& widths,
+        [](const HashSpec& spec, Address table, bool unbounded, double shift, bool half, const std::vector<int>& widths,
            const Addresses& weights, Address points, int64_t n, Address out) {
           Exclusive exclusive;
-          auto field = field_args<T>(spec, table, unbounded, shift, widths, weights, {}, {});
+          auto field = field_args<T>(spec, table, unbounded, shift, half, widths, weights, {}, {});
           kernels<T>().density(workers(), field, at<T>(points), n, at<T>(out));
         });
   // With d_density and d_colour empty this renders; otherwise it also takes the loss and its gradient.
   m.def(name("trace").c_str(),
-        [](const HashSpec& spec, Address table, bool unbounded, double shift, const std::vector<int>& density_width,
+        [](const HashSpec& spec, Address table, bool unbounded, double shift, bool half, const std::vector<int>& density_width,
            const Addresses& density, const std::vector<int>& colour_width, const Addresses& colour, int64_t rays, Address origin,
            Address direction, Address near, Address far, Address background, uint64_t seed, int cascades, int size, Address bits,
            Address peak, double step, double cone, int most, double stop, double keep, Address out_colour, Address out_opacity,
@@ -201,7 +207,7 @@ void bind(nb::module_& m, const char* suffix) {
            Address trail, size_t trail_stride, Address trail_count, Address gradient, Address loss_sum, const Addresses& d_density,
            const Addresses& d_colour) {
           Exclusive exclusive;
-          auto field = field_args<T>(spec, table, unbounded, shift, density_width, density, colour_width, colour);
+          auto field = field_args<T>(spec, table, unbounded, shift, half, density_width, density, colour_width, colour);
           RayArgs<T> r{rays, at<T>(origin), at<T>(direction), at<T>(near), at<T>(far), at<T>(background), seed};
           TraceArgs t{GridShape{cascades, size}, Occupancy{at<uint64_t>(bits), nullptr}, at<float>(peak), step, cone, most, stop, keep};
           PictureOut<T> out{at<T>(out_colour), at<T>(out_opacity), at<T>(out_depth), at<int64_t>(evaluated), at<int64_t>(kept)};
@@ -210,8 +216,9 @@ void bind(nb::module_& m, const char* suffix) {
                              at<T>(gradient), at<double>(loss_sum)};
           kernels<T>().trace(workers(), field, r, t, out, dd.empty() ? nullptr : &train, dd.data(), dc.data());
         });
-  m.def(name("trace_gradient_size").c_str(), [](const std::vector<int>& density_width, const std::vector<int>& colour_width) {
+  m.def(name("trace_gradient_size").c_str(), [](bool half, const std::vector<int>& density_width, const std::vector<int>& colour_width) {
     FieldArgs<T> f{};
+    f.half = half;
     f.density_layers = int(density_width.size()) - 1;
     f.colour_layers = int(colour_width.size()) - 1;
     for (size_t i = 0; i < density_width.size(); ++i) f.density_width[i] = density_width[i];

@@ -26,6 +26,7 @@ struct FieldArgs {
   int density_width[9], colour_width[9];
   const T* density_weight[8];    // [out][in], row-major
   const T* colour_weight[8];
+  int half;                      // networks compute with pairs of bfloat16 (half.h); for single precision
 };
 
 template <class T>
@@ -107,32 +108,34 @@ LF_INLINE size_t row_stride(size_t count) {
   return (lines | 1) * line;
 }
 
-template <class T>
+// X: the cells of the networks' activations (half.h).
+template <class X>
 struct Tracer {
+  typedef NumberOf<X> T;
   const FieldArgs<T>& field;
   const RayArgs<T>& rays;
   const TraceArgs& trace;
   const PictureOut<T>& out;
   const TrainArgs<T>* train;
-  const Network<T>& density;
-  const Network<T>& colour;
+  const Network<X>& density;
+  const Network<X>& colour;
 
   int features() const { return field.spec.levels * field.spec.features; }
   int geometry() const { return density.shape.width[density.shape.layers]; }
-  int hidden_rows(const Shape& s) const {
+  int input_rows(const Shape& s) const {  // of all layers, in cells
     int rows = 0;
-    for (int l = 1; l < s.layers; ++l) rows += s.width[l];
+    for (int l = 0; l < s.layers; ++l) rows += cells<X>(s.width[l]);
     return rows;
   }
 
   size_t scratch_bytes() const {
     const size_t most = size_t(kGroup) * trace.most;
     const size_t stride = row_stride<T>(most + kLanes<T>), round = row_stride<T>(kRound + kLanes<T>);
-    const size_t rows_kept = size_t(3 + features() + hidden_rows(density.shape) + geometry() + kHarmonics) +
-                             hidden_rows(colour.shape) + 3 /* colour */ + 3 + 2 * (geometry() + kHarmonics) + 16;
-    const size_t rows_round = size_t(3 + features() + hidden_rows(density.shape) + geometry() + 8);
+    const size_t rows_kept = size_t(3 + input_rows(density.shape) + input_rows(colour.shape)) + 3 /* colour */ + 3 +
+                             geometry() + kHarmonics + 16;
+    const size_t rows_round = size_t(3 + features() + input_rows(density.shape) + 2 * geometry() + 8);
     return sizeof(T) * (rows_kept * stride + rows_round * round +
-                        2 * Network<T>::backward_scratch(density.shape) + 2 * Network<T>::backward_scratch(colour.shape)) +
+                        2 * Network<X>::backward_scratch(density.shape) + 2 * Network<X>::backward_scratch(colour.shape)) +
            most * 16 + (1 << 16);
   }
 
@@ -146,7 +149,7 @@ struct Tracer {
     Walk<T> walks[kGroup];
     int walked[kGroup];  // samples evaluated; `most` where the ray has ended
     T transmittance[kGroup];
-    T harmonics[kGroup][kHarmonics];
+    X harmonics[kGroup][kHarmonics];
     const Stepping stepping{trace.step, trace.cone};
     for (int r = 0; r < count; ++r) {
       const int64_t ray = first + r;
@@ -155,14 +158,19 @@ struct Tracer {
       walks[r] = start_walk(trace.grid, stepping, rays.origin + 3 * ray, d, rays.near[ray], rays.far[ray], jitter);
       walked[r] = walks[r].t < walks[r].far ? 0 : most;
       transmittance[r] = T(1);
-      spherical_harmonics(d[0], d[1], d[2], harmonics[r]);
+      T plain[kHarmonics];
+      spherical_harmonics(d[0], d[1], d[2], plain);
+      for (int k = 0; k < kHarmonics; k += kPer<X>) harmonics[r][k / kPer<X>] = cell_of<X>(plain[k], plain[k + kPer<X> - 1]);
     }
 
     // ---- Buffers: a round, and what is kept of all rounds -------------------------------------------------------
     const size_t rs = row_stride<T>(kRound + kLanes<T>);
     T* round_x = arena.take<T>(3 * rs);
-    T* round_rows[kMaxLayers + 1];
-    for (int l = 0; l <= density.shape.layers; ++l) round_rows[l] = arena.take<T>(rs * density.shape.width[l]);
+    T* round_features = arena.take<T>(rs * F);
+    T* round_geometry = arena.take<T>(rs * G);
+    X* round_rows[kMaxLayers];
+    for (int l = 0; l < density.shape.layers; ++l) round_rows[l] = arena.take<X>(rs * cells<X>(density.shape.width[l]));
+    X* geometry_cells = arena.take<X>(rs * cells<X>(G));
     T* sigma = arena.take<T>(rs);
     T* alpha = arena.take<T>(rs);
     T* round_t = arena.take<T>(rs);
@@ -170,12 +178,11 @@ struct Tracer {
 
     const size_t ks = row_stride<T>(size_t(kGroup) * most + kLanes<T>);
     T* kept_x = arena.take<T>(3 * ks);
-    T* kept_rows[kMaxLayers + 1];
-    for (int l = 0; l < density.shape.layers; ++l) kept_rows[l] = arena.take<T>(ks * density.shape.width[l]);
-    T* colour_rows[kMaxLayers + 1];
-    colour_rows[0] = arena.take<T>(ks * (G + kHarmonics));  // geometry features, then harmonics
-    kept_rows[density.shape.layers] = colour_rows[0];
-    for (int l = 1; l <= colour.shape.layers; ++l) colour_rows[l] = arena.take<T>(ks * colour.shape.width[l]);
+    X* kept_rows[kMaxLayers];
+    for (int l = 0; l < density.shape.layers; ++l) kept_rows[l] = arena.take<X>(ks * cells<X>(density.shape.width[l]));
+    X* colour_rows[kMaxLayers];  // of the input: geometry features, then harmonics
+    for (int l = 0; l < colour.shape.layers; ++l) colour_rows[l] = arena.take<X>(ks * cells<X>(colour.shape.width[l]));
+    T* rgb = arena.take<T>(3 * ks);
     T* kept_sigma = arena.take<T>(ks);
     T* kept_weight = arena.take<T>(ks);
     T* kept_after = arena.take<T>(ks);  // transmittance behind the sample
@@ -218,9 +225,10 @@ struct Tracer {
       }
       if (n == 0) break;
       evaluated += n;
-      encode_rows(field.spec, field.table, round_x, round_x + rs, round_x + 2 * rs, n, round_rows[0], rs);
-      density.run(round_rows, rs, n);
-      const T* raw = round_rows[density.shape.layers];
+      encode_rows(field.spec, field.table, round_x, round_x + rs, round_x + 2 * rs, n, round_features, rs);
+      round_rows[0] = cells_of(round_features, rs, F, n, round_rows[0]);
+      density.run(round_rows, round_geometry, rs, n);
+      const T* raw = round_geometry;
       for (int i = 0; i < n; i += kLanes<T>) {
         const Vec<T> s = vexp(load(raw + i) + field.density_shift);
         store(sigma + i, s);
@@ -254,10 +262,10 @@ struct Tracer {
         transmittance[r] = T_i;
       }
       if (kept > kept_before) {
-        auto gather = [&](const T* from, size_t from_stride, T* to, int rows) {
+        auto gather = [&](const auto* from, auto* to, int rows) {
           for (int k = 0; k < rows; ++k) {
-            T* at = to + k * ks + kept_before;
-            const T* row = from + k * from_stride;
+            auto* at = to + k * ks + kept_before;
+            const auto* row = from + k * rs;
             for (int c = 0; c < copy_count; ++c) {
               for (int i = 0; i < copies[c].length; i += kLanes<T>) store(at + i, load(row + copies[c].begin + i));
               at += copies[c].length;
@@ -265,10 +273,10 @@ struct Tracer {
           }
         };
         if (train) {
-          gather(round_x, rs, kept_x, 3);
-          for (int l = 0; l < density.shape.layers; ++l) gather(round_rows[l], rs, kept_rows[l], density.shape.width[l]);
+          gather(round_x, kept_x, 3);
+          for (int l = 0; l < density.shape.layers; ++l) gather(round_rows[l], kept_rows[l], cells<X>(density.shape.width[l]));
         }
-        gather(round_rows[density.shape.layers], rs, colour_rows[0], G);
+        gather(cells_of(round_geometry, rs, G, n, geometry_cells), colour_rows[0], cells<X>(G));
       }
     }
 
@@ -276,10 +284,9 @@ struct Tracer {
     for (int r = 0; r < count; ++r)
       for (int i = 0; i < kept_of[r]; ++i) {
         const int s = kept_column[size_t(r) * most + i];
-        for (int k = 0; k < kHarmonics; ++k) colour_rows[0][(G + k) * ks + s] = harmonics[r][k];
+        for (int k = 0; k < cells<X>(kHarmonics); ++k) colour_rows[0][(cells<X>(G) + k) * ks + s] = harmonics[r][k];
       }
-    colour.run(colour_rows, ks, kept);
-    T* rgb = colour_rows[colour.shape.layers];
+    colour.run(colour_rows, rgb, ks, kept);
     for (int k = 0; k < 3; ++k)
       for (int i = 0; i < kept; i += kLanes<T>) {
         T* p = rgb + k * ks + i;
@@ -301,7 +308,7 @@ struct Tracer {
     }
     out.evaluated[task] = evaluated;
     out.kept[task] = kept;
-    if (train) backward(task, first, count, arena, ks, kept, kept_of, kept_column, kept_x, kept_rows, colour_rows, kept_sigma,
+    if (train) backward(task, first, count, arena, ks, kept, kept_of, kept_column, kept_x, kept_rows, colour_rows, rgb, kept_sigma,
                         kept_weight, kept_after, kept_t, kept_dt, transmittance);
   }
 
@@ -327,18 +334,17 @@ struct Tracer {
   }
 
   void backward(int task, int64_t first, int count, Arena arena, size_t ks, int kept, const int* kept_of,
-                const int32_t* kept_column, const T* kept_x, T* const* density_rows, T* const* colour_rows, const T* sigma,
-                const T* weight, const T* after, const T* t, const T* dt, const T* transmittance) const {
+                const int32_t* kept_column, const T* kept_x, const X* const* density_rows, const X* const* colour_rows, const T* rgb,
+                const T* sigma, const T* weight, const T* after, const T* t, const T* dt, const T* transmittance) const {
     const int F = features(), G = geometry(), most = trace.most;
     T* d_colour = arena.take<T>(3 * ks);
     T* d_geometry = arena.take<T>(ks * (G + kHarmonics));
     T* d_raw = arena.take<T>(ks);
-    T* scratch = arena.take<T>(max(Network<T>::backward_scratch(density.shape), Network<T>::backward_scratch(colour.shape)));
-    T* gradient = train->gradient + size_t(task) * (Network<T>::gradient_size(density.shape) + Network<T>::gradient_size(colour.shape));
-    const size_t gradient_count = Network<T>::gradient_size(density.shape) + Network<T>::gradient_size(colour.shape);
+    T* scratch = arena.take<T>(max(Network<X>::backward_scratch(density.shape), Network<X>::backward_scratch(colour.shape)));
+    T* gradient = train->gradient + size_t(task) * (Network<X>::gradient_size(density.shape) + Network<X>::gradient_size(colour.shape));
+    const size_t gradient_count = Network<X>::gradient_size(density.shape) + Network<X>::gradient_size(colour.shape);
     for (size_t i = 0; i < gradient_count; ++i) gradient[i] = T(0);
 
-    const T* rgb = colour_rows[colour.shape.layers];
     const T scale = T(1) / T(3 * rays.count);
     double loss_sum = 0, square_sum = 0, distortion_sum = 0;
     for (int r = 0; r < count; ++r) {
@@ -401,7 +407,7 @@ struct Tracer {
       for (int k = 0; k < 3; ++k) d_colour[k * ks + i] = T(0);
       d_raw[i] = T(0);
     }
-    colour.run_backward(colour_rows, ks, kept, d_colour, ks, d_geometry, ks, G, gradient + Network<T>::gradient_size(density.shape),
+    colour.run_backward(colour_rows, ks, kept, d_colour, ks, d_geometry, ks, G, gradient + Network<X>::gradient_size(density.shape),
                         scratch);
     for (int i = 0; i < whole; i += kLanes<T>) store(d_geometry + i, load(d_geometry + i) + load(d_raw + i));
     T* trail = train->trail + size_t(task) * (3 + F) * train->trail_stride;
@@ -414,20 +420,20 @@ struct Tracer {
   static LF_INLINE T squash(T t) { return t / (T(1) + t); }
 };
 
-// Both networks, packed once per call. `storage` must hold packed_count<T>() values.
-template <class T>
+// Both networks, packed once per call. `storage` must hold the packed sizes of both.
+template <class X>
 struct FieldNetworks {
-  Network<T> density, colour;
+  Network<X> density, colour;
   static Shape shape_of(int layers, const int* width) {
     Shape s;
     s.layers = layers;
     for (int i = 0; i <= layers; ++i) s.width[i] = width[i];
     return s;
   }
-  FieldNetworks(const FieldArgs<T>& field, T* storage) {
+  FieldNetworks(const FieldArgs<NumberOf<X>>& field, X* storage) {
     Shape d = shape_of(field.density_layers, field.density_width), c = shape_of(field.colour_layers, field.colour_width);
     density.build(d, field.density_weight, storage);
-    colour.build(c, field.colour_weight, storage + Network<T>::packed_size(d));
+    colour.build(c, field.colour_weight, storage + Network<X>::packed_size(d));
   }
 };
 

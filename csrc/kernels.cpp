@@ -162,71 +162,104 @@ Shape shape_of(int layers, const int* widths) {
   return shape;
 }
 
-template <class T>
-T* packed_weights(const Workers& workers, const Shape& shape, size_t extra) {
-  // Worker 0's scratch would be reused by the tasks, so packed weights live in the slot after the last worker's.
-  return static_cast<T*>(workers.scratch(workers.pool, workers.count, sizeof(T) * (Network<T>::packed_size(shape) + extra)));
+// Calls `run` with the cells that networks compute with as a type; only single precision knows pairs.
+template <class T, class F>
+void with_cells(int half, F&& run) {
+  if constexpr (sizeof(T) == sizeof(Pair))
+    if (half) return run(Pair{});
+  run(T{});
 }
 
+template <class X>
+X* packed_weights(const Workers& workers, const Shape& shape, size_t extra) {
+  // Worker 0's scratch would be reused by the tasks, so packed weights live in the slot after the last worker's.
+  return static_cast<X*>(workers.scratch(workers.pool, workers.count, sizeof(X) * (Network<X>::packed_size(shape) + extra)));
+}
+
+// Room for what a network makes of a block of samples: its inputs as numbers, its layers' inputs as cells, its outputs.
+template <class X>
+struct Layers {
+  typedef NumberOf<X> T;
+  T *input, *output;
+  X* rows[kMaxLayers];
+
+  static size_t bytes(const Shape& shape, size_t stride) {
+    size_t count = size_t(shape.width[0] + shape.width[shape.layers]);
+    for (int l = 0; l < shape.layers; ++l) count += cells<X>(shape.width[l]);
+    return sizeof(T) * stride * count + 64 * (kMaxLayers + 4);
+  }
+  Layers(const Shape& shape, size_t stride, Arena& arena) {
+    input = arena.take<T>(stride * shape.width[0]);
+    output = arena.take<T>(stride * shape.width[shape.layers]);
+    for (int l = 0; l < shape.layers; ++l) rows[l] = arena.take<X>(stride * cells<X>(shape.width[l]));
+  }
+  // From `input` to `output`.
+  void run(const Network<X>& network, size_t stride, int count) {
+    rows[0] = cells_of(input, stride, network.shape.width[0], count, rows[0]);
+    network.run(rows, output, stride, count);
+  }
+};
+
 template <class T>
-void mlp(const Workers& workers, int layers, const int* widths, const T* const* weights, const T* x, int64_t n, T* out) {
+void mlp(const Workers& workers, int layers, const int* widths, const T* const* weights, int half, const T* x, int64_t n, T* out) {
   const Shape shape = shape_of<T>(layers, widths);
-  Network<T> network;
-  network.build(shape, weights, packed_weights<T>(workers, shape, 0));
-  int rows_total = 0;
-  for (int l = 0; l <= layers; ++l) rows_total += widths[l];
-  const size_t stride = row_stride<T>(kBlock);
-  workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
-    T* at = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * rows_total));
-    T* rows[kMaxLayers + 1];
-    for (int l = 0; l <= layers; ++l) rows[l] = at, at += stride * widths[l];
-    const int64_t s = int64_t(task) * kBlock;
-    const int c = int(min(int64_t(kBlock), n - s));
-    to_rows(x + s * widths[0], c, widths[0], rows[0], stride);
-    network.run(rows, stride, c);
-    from_rows(rows[layers], stride, c, widths[layers], out + s * widths[layers]);
+  with_cells<T>(half, [&](auto cell) {
+    typedef decltype(cell) X;
+    Network<X> network;
+    network.build(shape, weights, packed_weights<X>(workers, shape, 0));
+    const size_t stride = row_stride<T>(kBlock);
+    workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
+      Arena arena{static_cast<char*>(workers.scratch(workers.pool, worker, Layers<X>::bytes(shape, stride)))};
+      Layers<X> of(shape, stride, arena);
+      const int64_t s = int64_t(task) * kBlock;
+      const int c = int(min(int64_t(kBlock), n - s));
+      to_rows(x + s * widths[0], c, widths[0], of.input, stride);
+      of.run(network, stride, c);
+      from_rows(of.output, stride, c, widths[layers], out + s * widths[layers]);
+    });
   });
 }
 
 template <class T>
-void mlp_backward(const Workers& workers, int layers, const int* widths, const T* const* weights, const T* x, int64_t n,
+void mlp_backward(const Workers& workers, int layers, const int* widths, const T* const* weights, int half, const T* x, int64_t n,
                   const T* d_out, T* const* d_weights, T* d_x) {
   const Shape shape = shape_of<T>(layers, widths);
-  const size_t gradient_size = Network<T>::gradient_size(shape);
-  // Each task owns a slice of the samples and a gradient; gradients are added up in task order, so that the result
-  // does not depend on which thread took which task.
-  const int blocks = tasks_for(n, kBlock), tasks = min(blocks, 64);
-  T* packed = packed_weights<T>(workers, shape, gradient_size * size_t(tasks));
-  T* gradients = packed + Network<T>::packed_size(shape);
-  Network<T> network;
-  network.build(shape, weights, packed);
-  int rows_total = widths[0] + 2 * widths[layers];
-  for (int l = 0; l <= layers; ++l) rows_total += widths[l];
-  const size_t stride = row_stride<T>(kBlock);
-  workers.each(tasks, [&](int task, int worker) {
-    T* gradient = gradients + gradient_size * size_t(task);
-    for (size_t i = 0; i < gradient_size; ++i) gradient[i] = T(0);
-    Arena arena{static_cast<char*>(workers.scratch(
-        workers.pool, worker, sizeof(T) * (stride * rows_total + Network<T>::backward_scratch(shape)) + 64 * (layers + 4)))};
-    T* rows[kMaxLayers + 1];
-    for (int l = 0; l <= layers; ++l) rows[l] = arena.take<T>(stride * widths[l]);
-    T* dy = arena.take<T>(stride * widths[layers]);
-    T* dx = arena.take<T>(stride * widths[0]);
-    T* scratch = arena.take<T>(Network<T>::backward_scratch(shape));
-    for (int b = int(int64_t(blocks) * task / tasks), last = int(int64_t(blocks) * (task + 1) / tasks); b < last; ++b) {
-      const int64_t s = int64_t(b) * kBlock;
-      const int c = int(min(int64_t(kBlock), n - s));
-      to_rows(x + s * widths[0], c, widths[0], rows[0], stride);
-      to_rows(d_out + s * widths[layers], c, widths[layers], dy, stride);
-      for (int k = 0; k < widths[layers]; ++k)
-        for (int i = c; i < (c + kLanes<T> - 1) / kLanes<T> * kLanes<T>; ++i) dy[k * stride + i] = T(0);
-      network.run(rows, stride, c);
-      network.run_backward(rows, stride, c, dy, stride, d_x ? dx : nullptr, stride, widths[0], gradient, scratch);
-      if (d_x) from_rows(dx, stride, c, widths[0], d_x + s * widths[0]);
-    }
+  with_cells<T>(half, [&](auto cell) {
+    typedef decltype(cell) X;
+    const size_t gradient_size = Network<X>::gradient_size(shape);
+    // Each task owns a slice of the samples and a gradient; gradients are added up in task order, so that the result
+    // does not depend on which thread took which task.
+    const int blocks = tasks_for(n, kBlock), tasks = min(blocks, 64);
+    X* packed = packed_weights<X>(workers, shape, gradient_size * size_t(tasks));
+    T* gradients = reinterpret_cast<T*>(packed + Network<X>::packed_size(shape));
+    Network<X> network;
+    network.build(shape, weights, packed);
+    const size_t stride = row_stride<T>(kBlock);
+    const size_t bytes = Layers<X>::bytes(shape, stride) +
+                         sizeof(T) * (stride * size_t(widths[0] + widths[layers]) + Network<X>::backward_scratch(shape)) + 64 * 4;
+    workers.each(tasks, [&](int task, int worker) {
+      T* gradient = gradients + gradient_size * size_t(task);
+      for (size_t i = 0; i < gradient_size; ++i) gradient[i] = T(0);
+      Arena arena{static_cast<char*>(workers.scratch(workers.pool, worker, bytes))};
+      Layers<X> of(shape, stride, arena);
+      T* dy = arena.take<T>(stride * widths[layers]);
+      T* dx = arena.take<T>(stride * widths[0]);
+      T* scratch = arena.take<T>(Network<X>::backward_scratch(shape));
+      for (int b = int(int64_t(blocks) * task / tasks), last = int(int64_t(blocks) * (task + 1) / tasks); b < last; ++b) {
+        const int64_t s = int64_t(b) * kBlock;
+        const int c = int(min(int64_t(kBlock), n - s));
+        to_rows(x + s * widths[0], c, widths[0], of.input, stride);
+        to_rows(d_out + s * widths[layers], c, widths[layers], dy, stride);
+        for (int k = 0; k < widths[layers]; ++k)
+          for (int i = c; i < (c + kLanes<T> - 1) / kLanes<T> * kLanes<T>; ++i) dy[k * stride + i] = T(0);
+        of.run(network, stride, c);
+        network.run_backward(of.rows, stride, c, dy, stride, d_x ? dx : nullptr, stride, widths[0], gradient, scratch);
+        if (d_x) from_rows(dx, stride, c, widths[0], d_x + s * widths[0]);
+      }
+    });
+    for (int task = 0; task < tasks; ++task)
+      network.unpack_gradient(gradients + gradient_size * size_t(task), T(1), d_weights);
   });
-  for (int task = 0; task < tasks; ++task)
-    network.unpack_gradient(gradients + gradient_size * size_t(task), T(1), d_weights);
 }
 
 template <class T>
@@ -311,22 +344,25 @@ void scatter_trail(const Workers& workers, const HashSpec& spec, const T* trail,
 
 template <class T>
 int64_t trace_gradient_size(const FieldArgs<T>& field) {
-  return int64_t(Network<T>::gradient_size(shape_of<T>(field.density_layers, field.density_width)) +
-                 Network<T>::gradient_size(shape_of<T>(field.colour_layers, field.colour_width)));
+  int64_t size = 0;
+  with_cells<T>(field.half, [&](auto cell) {
+    typedef Network<decltype(cell)> N;
+    size = int64_t(N::gradient_size(shape_of<T>(field.density_layers, field.density_width)) +
+                   N::gradient_size(shape_of<T>(field.colour_layers, field.colour_width)));
+  });
+  return size;
 }
 
-template <class T>
-void trace(const Workers& workers, const FieldArgs<T>& field, const RayArgs<T>& rays, const TraceArgs& args,
-           const PictureOut<T>& out, const TrainArgs<T>* train, T* const* d_density, T* const* d_colour) {
+template <class X, class T = NumberOf<X>>
+void trace_with(const Workers& workers, const FieldArgs<T>& field, const RayArgs<T>& rays, const TraceArgs& args,
+                const PictureOut<T>& out, const TrainArgs<T>* train, T* const* d_density, T* const* d_colour) {
   const Shape density = shape_of<T>(field.density_layers, field.density_width);
   const Shape colour = shape_of<T>(field.colour_layers, field.colour_width);
-  T* packed = static_cast<T*>(workers.scratch(workers.pool, workers.count,
-                                              sizeof(T) * (Network<T>::packed_size(density) + Network<T>::packed_size(colour))));
-  const FieldNetworks<T> networks(field, packed);
+  const FieldNetworks<X> networks(field, packed_weights<X>(workers, density, Network<X>::packed_size(colour)));
   std::vector<uint8_t> storage;
   TraceArgs with_summary = args;
   with_summary.occupancy = summarised(args.grid, args.occupancy.bits, storage);
-  const Tracer<T> tracer{field, rays, with_summary, out, train, networks.density, networks.colour};
+  const Tracer<X> tracer{field, rays, with_summary, out, train, networks.density, networks.colour};
   const int tasks = tasks_for(rays.count, kGroup);
   workers.each(tasks, [&](int task, int worker) {
     tracer.group(task, Arena{static_cast<char*>(workers.scratch(workers.pool, worker, tracer.scratch_bytes()))});
@@ -345,34 +381,41 @@ void trace(const Workers& workers, const FieldArgs<T>& field, const RayArgs<T>& 
   });
   if (tasks > 0) {
     networks.density.unpack_gradient(train->gradient, T(1), d_density);
-    networks.colour.unpack_gradient(train->gradient + Network<T>::gradient_size(density), T(1), d_colour);
+    networks.colour.unpack_gradient(train->gradient + Network<X>::gradient_size(density), T(1), d_colour);
   }
+}
+
+template <class T>
+void trace(const Workers& workers, const FieldArgs<T>& field, const RayArgs<T>& rays, const TraceArgs& args,
+           const PictureOut<T>& out, const TrainArgs<T>* train, T* const* d_density, T* const* d_colour) {
+  with_cells<T>(field.half, [&](auto cell) {
+    trace_with<decltype(cell)>(workers, field, rays, args, out, train, d_density, d_colour);
+  });
 }
 
 template <class T>
 void density(const Workers& workers, const FieldArgs<T>& field, const T* points, int64_t n, T* out) {
   const Shape shape = shape_of<T>(field.density_layers, field.density_width);
-  Network<T> network;
-  network.build(shape, field.density_weight, packed_weights<T>(workers, shape, 0));
-  int rows_total = 3;
-  for (int l = 0; l <= shape.layers; ++l) rows_total += shape.width[l];
-  const size_t stride = row_stride<T>(kBlock);
-  workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
-    T* at = static_cast<T*>(workers.scratch(workers.pool, worker, sizeof(T) * stride * rows_total));
-    T* x = at;
-    at += 3 * stride;
-    T* rows[kMaxLayers + 1];
-    for (int l = 0; l <= shape.layers; ++l) rows[l] = at, at += stride * shape.width[l];
-    const int64_t s = int64_t(task) * kBlock;
-    const int c = int(min(int64_t(kBlock), n - s));
-    for (int i = 0; i < c; ++i) {
-      T a = points[3 * (s + i)], b = points[3 * (s + i) + 1], d = points[3 * (s + i) + 2];
-      contract_to_unit(a, b, d, field.unbounded);
-      x[i] = a, x[stride + i] = b, x[2 * stride + i] = d;
-    }
-    encode_rows(field.spec, field.table, x, x + stride, x + 2 * stride, c, rows[0], stride);
-    network.run(rows, stride, c);
-    for (int i = 0; i < c; ++i) out[s + i] = scalar_exp(rows[shape.layers][i] + field.density_shift);
+  with_cells<T>(field.half, [&](auto cell) {
+    typedef decltype(cell) X;
+    Network<X> network;
+    network.build(shape, field.density_weight, packed_weights<X>(workers, shape, 0));
+    const size_t stride = row_stride<T>(kBlock);
+    workers.each(tasks_for(n, kBlock), [&](int task, int worker) {
+      Arena arena{static_cast<char*>(workers.scratch(workers.pool, worker, Layers<X>::bytes(shape, stride) + sizeof(T) * 3 * stride))};
+      T* x = arena.take<T>(3 * stride);
+      Layers<X> of(shape, stride, arena);
+      const int64_t s = int64_t(task) * kBlock;
+      const int c = int(min(int64_t(kBlock), n - s));
+      for (int i = 0; i < c; ++i) {
+        T a = points[3 * (s + i)], b = points[3 * (s + i) + 1], d = points[3 * (s + i) + 2];
+        contract_to_unit(a, b, d, field.unbounded);
+        x[i] = a, x[stride + i] = b, x[2 * stride + i] = d;
+      }
+      encode_rows(field.spec, field.table, x, x + stride, x + 2 * stride, c, of.input, stride);
+      of.run(network, stride, c);
+      for (int i = 0; i < c; ++i) out[s + i] = scalar_exp(of.output[i] + field.density_shift);
+    });
   });
 }
 

@@ -26,10 +26,10 @@ struct Kernels {
   // Derivatives of sum(v * d_x), v [n,3]: d_d_out [n, levels*features], d_table (accumulated), d_x; each may be null
   void (*hash_encode_second)(const Workers&, const HashSpec&, const T* table, const T* x, int64_t n, const T* d_out, const T* v,
                              T* d_d_out, T* d_table, T* d_x);
-  // x [n, in] -> out [n, out]; widths holds layers + 1 numbers; weights are [out][in]
-  void (*mlp)(const Workers&, int layers, const int* widths, const T* const* weights, const T* x, int64_t n, T* out);
+  // x [n, in] -> out [n, out]; widths holds layers + 1 numbers; weights are [out][in]; half: with pairs of bfloat16
+  void (*mlp)(const Workers&, int layers, const int* widths, const T* const* weights, int half, const T* x, int64_t n, T* out);
   // d_weights are accumulated; d_x may be null
-  void (*mlp_backward)(const Workers&, int layers, const int* widths, const T* const* weights, const T* x, int64_t n,
+  void (*mlp_backward)(const Workers&, int layers, const int* widths, const T* const* weights, int half, const T* x, int64_t n,
                        const T* d_out, T* const* d_weights, T* d_x);
   void (*spherical_harmonics)(const T* direction, int64_t n, T* out);
   void (*composite)(const Workers&, const T* sigma, const T* rgb, const T* t0, const T* t1, const int64_t* offset, int64_t rays,
@@ -74,6 +74,7 @@ const KernelSet& kernels_avx2();
 #endif
 #if defined(LF_HAVE_AVX512)
 const KernelSet& kernels_avx512();
+const KernelSet& kernels_avx512bf16();
 #endif
 
 }  // namespace lf

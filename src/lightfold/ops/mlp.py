@@ -48,7 +48,7 @@ class _MLP(torch.autograd.Function):
             gpu("mlp", x, *weights).forward(x, weights, out, ctx.half)
         else:
             run = kernel("mlp", x, *weights)
-            run(widths, [w.data_ptr() for w in weights], x.data_ptr(), x.shape[0], out.data_ptr())
+            run(widths, [w.data_ptr() for w in weights], ctx.half == torch.bfloat16, x.data_ptr(), x.shape[0], out.data_ptr())
         ctx.save_for_backward(x, *weights)
         ctx.widths, ctx.way = widths, way
         return out
@@ -65,6 +65,7 @@ class _MLP(torch.autograd.Function):
         kernel("mlp_backward", x, d_out, *weights)(
             ctx.widths,
             [w.data_ptr() for w in weights],
+            ctx.half == torch.bfloat16,
             x.data_ptr(),
             x.shape[0],
             d_out.data_ptr(),

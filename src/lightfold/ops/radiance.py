@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import core, empty, gpu, half_type, kernel, refuse_second_order, route
+from .backend import core, empty, gpu, half_type, in_pairs, kernel, refuse_second_order, route
 from .composite import composite_reference
 from .hash_encode import HashGrid, hash_encode_reference
 from .march import check_bits, check_cells, check_rays, march_reference
@@ -86,12 +86,13 @@ class Radiance:
         return [self.colour[0].shape[1], *(w.shape[0] for w in self.colour)]
 
     def arguments(self) -> tuple:
-        """The same, as the kernels take it."""
+        """The same, as the kernels take it, with the precision of the networks that autocast asks for now."""
         return (
             self.grid.native,
             self.table.data_ptr(),
             self.unbounded,
             self.shift,
+            in_pairs(self.table),
             self.density_widths(),
             [w.data_ptr() for w in self.density],
             self.colour_widths(),
@@ -275,7 +276,7 @@ class _TrainRays(torch.autograd.Function):
         dtype = table.dtype
         trail = _borrow((tasks, 3 + field.grid.width, stride), dtype)
         trail_count = torch.zeros(tasks, dtype=torch.int32)
-        size = kernel("trace_gradient_size", table)(field.density_widths(), field.colour_widths())
+        size = kernel("trace_gradient_size", table)(in_pairs(table), field.density_widths(), field.colour_widths())
         gradient = _borrow((tasks, size), dtype)
         sums = torch.zeros((tasks, 3), dtype=torch.float64)
         d_weights = [torch.zeros_like(w) for w in weights]
@@ -390,10 +391,8 @@ def density_at(field: Radiance, points: Tensor) -> Tensor:
         with torch.no_grad():
             kernels.density(field, to_unit(points, field.unbounded), half_type(points), out)
         return out
-    grid, table, unbounded, shift, widths, weights, _, _ = field.arguments()
-    kernel("density", points, field.table)(
-        grid, table, unbounded, shift, widths, weights, points.data_ptr(), points.shape[0], out.data_ptr()
-    )
+    *network, _, _ = field.arguments()
+    kernel("density", points, field.table)(*network, points.data_ptr(), points.shape[0], out.data_ptr())
     return out
 
 
