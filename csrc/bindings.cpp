@@ -297,18 +297,18 @@ NB_MODULE(_core, m) {
     Pool::instance().set_count(count);
   });
   m.def("threads", [] { return Pool::instance().count(); });
-  m.def("measure_gflops", [](double seconds) {
+  m.def("measure_gflops", [](double seconds, bool pairs) {
     Exclusive exclusive;
     typedef std::chrono::steady_clock Clock;
     double best = 0;
     for (auto begin = Clock::now(); std::chrono::duration<double>(Clock::now() - begin).count() < seconds;) {
       auto start = Clock::now();
-      double operations = chosen()->multiply_adds(200000);
+      double operations = (pairs ? chosen()->pair_multiply_adds : chosen()->multiply_adds)(20000);
       double rate = operations / std::chrono::duration<double>(Clock::now() - start).count() / 1e9;
       if (rate > best) best = rate;
     }
     return best;
-  }, "Best rate of multiply-adds of one thread, in GFLOP/s.");
+  }, nb::arg("seconds"), nb::arg("pairs") = false, "Best rate of multiply-adds of one thread, in GFLOP/s; of pairs of bfloat16 if asked.");
 #if !defined(_WIN32)
   pthread_atfork(nullptr, nullptr, [] { Pool::instance().after_fork(); });
 #endif

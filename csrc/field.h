@@ -203,7 +203,7 @@ struct Tracer {
       for (int r = 0; r < count; ++r) active += walked[r] < most;
       if (!active) break;
       // The first round is short: many rays end in it, and what they need not is not worth marching.
-      const int quota = evaluated == 0 ? min(16, kRound / active) : min(64, kRound / active);
+      const int quota = min(8, kRound / active);
       int n = 0, run_count = 0;
       for (int r = 0; r < count; ++r) {
         if (walked[r] >= most) continue;

@@ -520,23 +520,26 @@ void grid_raise(const GridShape& grid, float* peak, uint64_t* bits, const float*
 
 // ---- What the machine can do ---------------------------------------------------------------------------------------
 
-// Multiply-adds that stay in registers: twelve independent chains keep both pipes full. Returns the operations done; the
+// Multiply-adds that stay in registers: twelve independent chains keep all pipes full. Returns the operations done; the
 // caller takes the time. The empty asm keeps the compiler from folding the chains.
+template <class X>
 double multiply_adds(int64_t rounds) {
 #if defined(__x86_64__) || defined(_M_X64)
 #define LF_KEEP(r) asm volatile("" : "+x"(r))
 #else
 #define LF_KEEP(r) asm volatile("" : "+w"(r))
 #endif
-  Vec<float> a0{}, a1{}, a2{}, a3{}, a4{}, a5{}, a6{}, a7{}, a8{}, a9{}, a10{}, a11{};
-  const Vec<float> x = splat(0.999f), y = splat(0.001f);
+  typedef NumberOf<X> T;
+  Vec<T> sum[12] = {};
+  Vec<X> x = splat(cell_of<X>(T(0.999), T(0.999))), y = splat(cell_of<X>(T(0.001), T(0.001)));
   for (int64_t i = 0; i < rounds; ++i) {
-    a0 = a0 * x + y, a1 = a1 * x + y, a2 = a2 * x + y, a3 = a3 * x + y, a4 = a4 * x + y, a5 = a5 * x + y;
-    a6 = a6 * x + y, a7 = a7 * x + y, a8 = a8 * x + y, a9 = a9 * x + y, a10 = a10 * x + y, a11 = a11 * x + y;
-    LF_KEEP(a0); LF_KEEP(a1); LF_KEEP(a2); LF_KEEP(a3); LF_KEEP(a4); LF_KEEP(a5);
-    LF_KEEP(a6); LF_KEEP(a7); LF_KEEP(a8); LF_KEEP(a9); LF_KEEP(a10); LF_KEEP(a11);
+    _Pragma("GCC unroll 12")
+    for (int k = 0; k < 12; ++k) {
+      multiply_add(sum[k], x, y);
+      LF_KEEP(sum[k]);
+    }
   }
-  return double(rounds) * 12 * 2 * kLanes<float>;
+  return double(rounds) * 12 * 2 * kPer<X> * kLanes<X>;
 }
 
 template <class T>
@@ -557,7 +560,7 @@ Kernels<T> table() {
 #define LF_NAME(a) LF_NAME_(a)
 
 const KernelSet& LF_JOIN(kernels_, LF_ISA)() {
-  static const KernelSet set{LF_NAME(LF_ISA), LF_ISA::multiply_adds, LF_ISA::grid_decay, LF_ISA::grid_raise,
+  static const KernelSet set{LF_NAME(LF_ISA), LF_ISA::multiply_adds<float>, LF_ISA::multiply_adds<Pair>, LF_ISA::grid_decay, LF_ISA::grid_raise,
                              LF_ISA::table<float>(), LF_ISA::table<double>()};
   return set;
 }

@@ -61,6 +61,7 @@ struct Kernels {
 struct KernelSet {
   const char* name;
   double (*multiply_adds)(int64_t rounds);  // in registers, one thread; returns the operations done
+  double (*pair_multiply_adds)(int64_t rounds);  // the same of pairs of bfloat16
   void (*grid_decay)(const Workers&, const GridShape&, float* peak, uint64_t* bits, float decay, const float* threshold);
   void (*grid_raise)(const GridShape&, float* peak, uint64_t* bits, const float* points, const float* density, int64_t n,
                      const float* threshold, const uint64_t* allowed);

@@ -270,7 +270,7 @@ class NGP(Method):
     @staticmethod
     def _whole_groups(rays: float) -> int:
         """A number of rays that the kernels' tasks divide evenly, within reason."""
-        return min(max(round(rays / 64), 1), 128) * 64
+        return min(max(round(rays / 64), 1), 512) * 64
 
     @torch.no_grad()
     @ops.own_threads()
