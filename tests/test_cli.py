@@ -647,11 +647,16 @@ def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
-    for found, told in ((object(), "Triton"), (None, "plain PyTorch, which is slow, because Triton is not installed")):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(doctor.devices, "memory", lambda device: 80 << 30)
+    slow = "plain PyTorch, which is slow, because Triton is not installed"
+    for found, told, taken in ((object(), "Triton", "cuda:0 (Card 0)"), (None, slow, "cpu; MPS only")):
         monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
-        rows = dict(doctor.devices())
-        assert "Card 0, Card 1" in rows["GPU"] and rows["kernels of 'cuda'"].startswith(told)
+        rows = dict(doctor.gpus())
+        assert rows["--device cuda:1"].startswith("cuda:1 (Card 1), 80 GiB; kernels: " + told)
+        assert rows["  cuda:1"] == "precision bfloat16; options of ngp there: --model.batch 262144"
+        assert rows["--device auto"].startswith(taken)
 
 
 def test_doctor_without_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,9 +114,7 @@ def for_gpu(method: str, model: Any, chosen: Collection[str] = ()) -> tuple[Any,
     chosen: names of the options that the user has set, which stay. Options that are larger already stay too.
     """
     cls, _ = lookup(method)
-    changed = {
-        name: value for name, value in cls.ON_GPU.items() if name not in chosen and getattr(model, name) < value
-    }
+    changed = {name: value for name, value in cls.ON_GPU.items() if name not in chosen and getattr(model, name) < value}
     if not changed:
         return model, None
     words = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in changed.items())

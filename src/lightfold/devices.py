@@ -25,7 +25,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 OutOfMemory = torch.cuda.OutOfMemoryError
 """What PyTorch raises when a device has no memory left, whatever its maker."""
 LAG = 4
-"""Steps that the host may be ahead of a GPU: by then counts and losses have arrived, and reading them is not waiting."""
+"""Steps that the host may be ahead of a GPU: by then counts and losses have arrived, and reading is not waiting."""
 
 
 # -------------------------------------------------------------------------------------------------------- which of them
@@ -228,7 +228,8 @@ class Reports:
 
         def read() -> dict[str, float]:
             arrived.synchronize()
-            return {name: float(value) for name, value in (values | dict(zip(there, here.tolist(), strict=True))).items()}
+            numbers = values | dict(zip(there, here.tolist(), strict=True))
+            return {name: float(value) for name, value in numbers.items()}
 
         return read
 

@@ -52,7 +52,7 @@ OURS = {"config.yaml", "scene.json", "checkpoints", "log.txt"}
 def placed(method: Method, precision: str, device: torch.device) -> Method:
     """A method on the device that it is to compute on, from this thread on, in this precision where it can be had."""
     use(device)
-    method.half = half_type(precision, device) if method.HALF and device.type in TRITON_DEVICES else None
+    method.half_type = half_type(precision, device) if method.HALF and device.type in TRITON_DEVICES else None
     return method.to(device)
 
 

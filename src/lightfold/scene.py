@@ -88,8 +88,8 @@ class SceneConfig:
     """Decoded pictures that take more than this many gigabytes are not drawn from all at once: a window of that size
     moves over all views. None: half of the machine's memory."""
     gpu_share: float = 0.25
-    """Decoded pictures that take at most this share of a GPU's memory are kept there while it trains; others, and all of
-    them with 0, stay in the machine's memory, and each batch is sent."""
+    """Decoded pictures that take at most this share of a GPU's memory are kept there while it trains; others, and all
+    of them with 0, stay in the machine's memory, and each batch is sent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,10 +349,10 @@ class Scene:
         pictures, room = self._pictures, memory(device) or 0
         planes = [plane for plane in (pictures.rgb, pictures.alpha) if plane is not None]
         # PyTorch's kernels for 16 unsigned bits, in which light is kept, are few.
-        if self._window is None and pictures.rgb.dtype == torch.uint8 and exact(device) == device:
-            if sum(plane.nbytes for plane in planes) <= share * room:
-                alpha = None if pictures.alpha is None else pictures.alpha.to(device)
-                placed._pictures = replace(pictures, rgb=pictures.rgb.to(device), alpha=alpha)
+        usable = self._window is None and pictures.rgb.dtype == torch.uint8 and exact(device) == device
+        if usable and sum(plane.nbytes for plane in planes) <= share * room:
+            alpha = None if pictures.alpha is None else pictures.alpha.to(device)
+            placed._pictures = replace(pictures, rgb=pictures.rgb.to(device), alpha=alpha)
         return placed
 
     @property

@@ -57,7 +57,7 @@ RETREATS = 3
 LOOKING = 0.1
 """Largest share of the time for scores on held-out views during training."""
 SUMMED = ("rays", "samples", "kept", "mse")
-"""Statistics of a step that are added up, or of no interest by themselves; others are gauges, logged as they stand."""
+"""Statistics of a step that are added up; others are gauges, logged as they stand."""
 
 
 class Told(Protocol):
@@ -98,7 +98,7 @@ def train(
     if world is not None and not method.TOGETHER:
         raise ConfigError(f"{run.config.method} cannot be trained by several processes together; train it with one.")
     optim = Adam(method.groups())
-    guard, reports = Guard(method.device, method.half), Reports(method.device, late=world is None)
+    guard, reports = Guard(method.device, method.half_type), Reports(method.device, late=world is None)
     budget = Budget(config, method.config.steps, method.device)
     writes = world is None or world.is_first
     log = Log(run, scene, method, config, budget, progress, onlooker) if writes else Silence()
@@ -470,7 +470,7 @@ class Log:
         views = scene.info.test or scene.info.train
         self.views = list(views[:: max(1, len(views) // 4)])[:4]
         self.next_row, self.next_picture, self.next_eval = 1.0, FIRST_PICTURE, config.eval_every or math.inf
-        self.rays = self.samples = self.steps = 0
+        self.rays = self.samples = self.kept = self.steps = 0
         self.squares = self.loss = 0.0
         self.terms: dict[str, Any] = {}
         self.last = 0.0
@@ -490,6 +490,7 @@ class Log:
         stats = self.method.stats
         self.rays += int(stats.get("rays", 0))
         self.samples += int(stats.get("samples", 0))
+        self.kept += int(stats.get("kept", 0))
         self.squares += stats.get("mse", math.nan)
         self.loss += loss
         self.steps += 1
@@ -530,6 +531,7 @@ class Log:
             "train_psnr": -10.0 * math.log10(mse) if mse > 0 else math.nan,
             "rays_per_second": self.rays / seconds,
             "samples_per_second": self.samples / seconds,
+            **({"kept_samples_per_second": self.kept / seconds} if "kept" in self.method.stats else {}),
             "seconds": self.budget.elapsed(),
             "cpu_seconds": self.budget.cpu(),
             "peak_memory_gb": (peak_memory_bytes() or 0) / 1e9,
@@ -554,7 +556,7 @@ class Log:
             left = self.budget.elapsed() * (1 - fraction) / max(fraction, 1e-6)
             sys.stderr.write(f"{text}  {fraction:4.0%}, {left:.0f} s left\n")
             sys.stderr.flush()
-        self.last, self.rays, self.samples, self.steps = now, 0, 0, 0
+        self.last, self.rays, self.samples, self.kept, self.steps = now, 0, 0, 0, 0
         self.squares = self.loss = 0.0
 
     def _row(self, step: int, row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from ..devices import choose
 from ..errors import ConfigError, RunError
 from . import console
 from .arguments import parse
@@ -56,6 +57,8 @@ class ExportArguments:
     """Also write one HTML file that turns the mesh or the points on a page, to send to somebody."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     formats: tuple[Literal["ply", "glb", "obj", "stl"], ...] = ("ply", "glb")
     """mesh: file formats, where --out does not say."""
     source: Literal["auto", "density", "fusion", "sdf", "poisson"] = "auto"
@@ -144,7 +147,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     with stages() as progress:
         from ..export.views import render_views
 
-        method = run.method(arguments.step)
+        method = run.method(arguments.step, choose(arguments.device))
         if arguments.what == "mesh":
             from ..export.mesh import source_of
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..devices import choose
 from ..errors import CaptureError, ConfigError, LightfoldError
 from . import console
 from .arguments import parse
@@ -38,6 +39,8 @@ class ViewArguments:
     """The port. None: 7007, or the next that is free."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     capture: Path | None = None
     """Where the pictures of a run are now. None: where they were; without them no photographs are shown."""
 
@@ -152,7 +155,7 @@ def run_subject(arguments: ViewArguments) -> Subject:
     from . import steps
 
     run = Run.open(arguments.what)
-    method = run.method(arguments.step)
+    method = run.method(arguments.step, choose(arguments.device))
     notes: list[str] = []
     try:
         scene = steps.scene_of(run, arguments.capture)

@@ -58,9 +58,7 @@ def check_ranges(config: Any, *ranges: tuple[str, float, float]) -> None:
             raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(config, name)}.")
 
 
-def ray_chunks(
-    camera: Camera, most: int, device: torch.device = devices.CPU
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def ray_chunks(camera: Camera, most: int, device: torch.device = devices.CPU) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rays of a whole picture, row by row, in chunks of at most `most`: (pixels, origin [n, 3], unit direction [n, 3]),
     on a device.
 
@@ -156,8 +154,8 @@ class Method(nn.Module):
     ON_GPU: ClassVar[dict[str, Any]] = {}
     """Options that are larger on a GPU, where the user has not set them: a step must fill thousands of cores."""
     ON_HOST: ClassVar[tuple[str, ...]] = ()
-    """Buffers that stay with the CPU wherever the method is: numbers by which the host decides what a step does. To read
-    them from a device would be to wait for it."""
+    """Buffers that stay with the CPU wherever the method is: numbers by which the host decides what a step does. To
+    read them from a device would be to wait for it."""
     BATCH: ClassVar[tuple[str, int]] = ("rays", 64)
     """The option that says how large a batch is, which is halved where memory does not suffice, and its least value."""
     HALF: ClassVar[bool] = False
@@ -170,7 +168,7 @@ class Method(nn.Module):
         self.stats: dict[str, Any] = {}
         """Counts of the last step for the progress line: `rays` and `samples`. On a GPU, values may be tensors there,
         which the trainer makes numbers when they have arrived: `after_step` then reads those of some steps ago."""
-        self.half: torch.dtype | None = None
+        self.half_type: torch.dtype | None = None
         """Type in which networks multiply and tables are read, inside `computing`; None: single precision."""
         self.halvings = 0
         """How often the chunks of pictures were halved, for lack of memory."""
@@ -183,9 +181,9 @@ class Method(nn.Module):
 
     def computing(self) -> AbstractContextManager[Any]:
         """Around the evaluation of networks and tables, and nothing else: within it positions lose digits too."""
-        if self.half is None:
+        if self.half_type is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.half)
+        return torch.autocast(self.device.type, dtype=self.half_type)
 
     def chunk(self, rays: int) -> int:
         """How many rays of a picture to trace at once, where memory allows `rays`."""

@@ -243,8 +243,8 @@ class NGP(Method):
             pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place + 2**31))
             rays = pixels.rays
             drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
-            drawn = tuple(devices.sent(t.contiguous(), self.device) for t in drawn)
-            self._block = block, list(zip(*(t.chunk(self.BLOCK) for t in drawn), strict=True))
+            there = [devices.sent(t.contiguous(), self.device) for t in drawn]
+            self._block = block, list(zip(*(t.chunk(self.BLOCK) for t in there), strict=True))
         return self._block[1][place]
 
     def after_step(self, step: int, optim: Adam) -> None:
@@ -308,9 +308,7 @@ class NGP(Method):
                 enter, leave = crop.span(origin, direction)
                 begin, end = torch.maximum(begin, enter), torch.minimum(end, leave)
             with self.computing():
-                seen = ops.render_rays(
-                    field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous()
-                )
+                seen = ops.render_rays(field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous())
             rgb[part], alpha[part] = seen.rgb.clamp(0, 1), seen.opacity
             depth[part] = torch.where(seen.opacity > 1e-3, seen.depth / seen.opacity.clamp(min=1e-3), 0)
         shape = (height, width)
