@@ -1,7 +1,7 @@
 """What only a GPU can show: whole trainings there, steps in which nothing waits, runs that move from device to device.
 
-`make gpu` runs these, the tests of the kernels, and the benchmark. Without a GPU all of it is skipped; what can be tested
-under Triton's interpreter is tested elsewhere.
+`make gpu` runs these, the tests of the kernels, and the benchmark. Without a GPU all of it is skipped; what can be
+tested under Triton's interpreter is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from painted_ball import PaintedBall
 from lightfold import devices
 from lightfold.config import RunConfig, TrainConfig
 from lightfold.formats import open_capture
+from lightfold.guard import Guard
+from lightfold.machine import cache_folder
 from lightfold.methods import METHODS, method_class
 from lightfold.methods.base import step_generator
 from lightfold.methods.ngp import NGP, NGPConfig
@@ -56,7 +58,7 @@ def test_train_eval_render_and_export_by_the_command_line(tmp_path: Path) -> Non
     assert "--model.batch 262144" in said and f"Training on {devices.title(GPU)}" in said and "there too" in said
     lightfold("eval", run)
     result = json.loads((Path(run) / "eval.json").read_text())
-    assert result["mean"]["psnr"] > 15 and result["timing"]["device"] == devices.title(GPU)
+    assert result["mean"]["psnr"] > 15 and result["protocol"]["device"] == devices.title(GPU)
     lightfold("render", run, "--frames", "3", "--size", "64", "48", "--stills")
     lightfold("export", run, "mesh", "--resolution", "48", "--views", "4")
 
@@ -79,9 +81,9 @@ def test_nothing_waits_in_a_step_of_ngp() -> None:
     """PyTorch raises where the host would have to wait; the trainer's own reading is by events, long past."""
     if GPU.type != "cuda":
         pytest.skip("PyTorch watches for waits on CUDA and ROCm only")
-    scene = load_scene(open_capture(SAMPLE), SceneConfig(max_side=100), pictures_cache()).on(GPU, 0.5)
+    scene = load_scene(open_capture(SAMPLE), SceneConfig(max_side=100), cache_folder()).on(GPU, 0.5)
     method = placed(NGP(replace(SMALL, finest=256), scene.info), "auto", GPU)
-    optim, reports = Adam(method.groups()), devices.Reports(GPU)
+    optim, reports, guard = Adam(method.groups()), devices.Reports(GPU), Guard(GPU, method.half_type)
 
     def steps(span: range) -> None:
         for step in span:
@@ -89,7 +91,8 @@ def test_nothing_waits_in_a_step_of_ngp() -> None:
             numbers = reports.turn({"loss": loss.detach(), **method.stats})
             numbers.pop("loss")
             method.stats = numbers
-            loss.backward()
+            guard.backward(loss)
+            guard.clean(optim.groups)
             optim.step(0.1)
             method.after_step(step, optim)
 
@@ -99,12 +102,6 @@ def test_nothing_waits_in_a_step_of_ngp() -> None:
         steps(range(40, 80))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def pictures_cache() -> Path:
-    from lightfold.machine import cache_folder
-
-    return cache_folder()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -124,7 +121,7 @@ def test_every_method_takes_some_steps(name: str, ball: PaintedBall) -> None:
 
 
 def test_the_same_pixels_are_drawn_there() -> None:
-    here = load_scene(open_capture(SAMPLE), SceneConfig(max_side=100), pictures_cache())
+    here = load_scene(open_capture(SAMPLE), SceneConfig(max_side=100), cache_folder())
     expected = here.pixels(1000, torch.Generator().manual_seed(1))
     for share in (0.0, 0.5):
         drawn = here.on(GPU, share).pixels(1000, torch.Generator().manual_seed(1))

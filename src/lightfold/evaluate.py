@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from . import pictures
-from .devices import title
 from .errors import ConfigError, LightfoldError
 from .files import whole_file
 from .geometry import so3_log
@@ -111,7 +110,7 @@ def evaluate(
     result = {
         "format": FORMAT,
         "mean": mean_scores(rows),
-        "timing": _timing(rows, size, title(method.device)),
+        "timing": _timing(rows, size),
         "protocol": _protocol(scene.info, rows, views, colour, lpips, distance)
         | {"refined": "none" if fit is None else fit.told()}
         | (protocol or {}),
@@ -254,7 +253,7 @@ def _fitted(given: Camera, refined: Camera) -> dict[str, float]:
     }
 
 
-def _timing(rows: Sequence[dict[str, Any]], processes: int, device: str) -> dict[str, Any]:
+def _timing(rows: Sequence[dict[str, Any]], processes: int) -> dict[str, Any]:
     """Of one process: seconds per view and rays per second do not depend on how many of them shared the views."""
     seconds = [row["seconds"] for row in rows]
     rays = sum(row["width"] * row["height"] for row in rows)
@@ -264,7 +263,6 @@ def _timing(rows: Sequence[dict[str, Any]], processes: int, device: str) -> dict
         "rays_per_second": rays / max(sum(seconds), 1e-9),
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "device": device,
         "peak_memory_bytes": peak_memory_bytes(),
     }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .. import cache, devices, machine
+from .. import cache, machine
 from ..errors import ConfigError, LightfoldError
 from . import console
 from .arguments import parse
@@ -133,6 +133,7 @@ def _load() -> float | None:
 
 def gpus() -> list[tuple[str, str]]:
     """Every device that PyTorch sees: the kernels that run on it and why, and what training changes there."""
+    from .. import devices
     from ..ops.backend import triton_lacks
 
     seen = [device for device in devices.present() if device != devices.CPU]

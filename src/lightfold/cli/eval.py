@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ..devices import choose, title
 from ..errors import ConfigError
 from . import console, workers
 from .arguments import parse
@@ -102,6 +101,7 @@ def evaluate_run(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Score a checkpoint and write eval.json. Unless `again`, scores of the same checkpoint that exist are returned."""
+    from ..devices import choose, title
     from ..evaluate import evaluate
     from . import steps
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from ..devices import choose
 from ..errors import ConfigError, RunError
 from . import console
 from .arguments import parse
@@ -145,6 +144,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     if dense and arguments.out is not None:
         _require_new(arguments.out)
     with stages() as progress:
+        from ..devices import choose
         from ..export.views import render_views
 
         method = run.method(arguments.step, choose(arguments.device))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..devices import choose
 from ..errors import ConfigError
 from . import console, workers
 from .arguments import parse
@@ -134,6 +133,7 @@ def render_run(run: Run, arguments: RenderArguments, world: World | None = None)
     """What the arguments ask for."""
     import torch
 
+    from ..devices import choose
     from ..render import render_path, render_stills
     from . import steps
 

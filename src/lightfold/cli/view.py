@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..devices import choose
 from ..errors import CaptureError, ConfigError, LightfoldError
 from . import console
 from .arguments import parse
@@ -151,6 +150,7 @@ def announce(viewer: Viewer) -> None:
 
 def run_subject(arguments: ViewArguments) -> Subject:
     """A run with its field, and with its photographs if they are at hand."""
+    from ..devices import choose
     from ..run import Run
     from . import steps
 

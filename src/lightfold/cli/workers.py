@@ -28,7 +28,6 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 
 from .. import machine
-from ..devices import choose
 from ..errors import ConfigError, LightfoldError
 from . import console
 
@@ -67,6 +66,7 @@ def joined(devices: int = 1, device: str = "auto") -> Iterator[World | None]:
     if not TORCHRUN & set(os.environ):
         yield None
         return
+    from ..devices import choose
     from ..distributed import World, place
 
     found = place()
