@@ -650,7 +650,7 @@ def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(doctor.devices, "memory", lambda device: 80 << 30)
+    monkeypatch.setattr(devices, "memory", lambda device: 80 << 30)
     slow = "plain PyTorch, which is slow, because Triton is not installed"
     for found, told, taken in ((object(), "Triton", "cuda:0 (Card 0)"), (None, slow, "cpu; MPS only")):
         monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
@@ -679,12 +679,9 @@ def test_a_device_that_is_not_there_is_a_sentence(
 ) -> None:
     if torch.xpu.is_available():
         pytest.skip("this machine has the device that is to be missing")
-    words = {
-        "train": ["train", "ngp", str(capture), "--out", str(tmp_path / "new")],
-        "export": ["export", str(trained)],
-    }
-    asked = [*words.get(verb, [verb, str(trained)]), *(["mesh"] if verb == "export" else []), "--device", "xpu"]
-    assert "PyTorch sees no 'xpu' device here" in failure(asked, capsys)
+    new = ["ngp", str(capture), "--out", str(tmp_path / "new")]
+    what = {"train": new, "export": [str(trained), "mesh"]}.get(verb, [str(trained)])
+    assert "PyTorch sees no 'xpu' device here" in failure([verb, *what, "--device", "xpu"], capsys)
     assert not (tmp_path / "new").exists()
 
 
