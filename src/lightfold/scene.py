@@ -361,8 +361,8 @@ class Scene:
 
     @property
     def holds_pictures(self) -> bool:
-        """Whether the pictures are where pixels are looked up."""
-        return self._pictures.rgb.device == self._start.device
+        """Whether the pictures are where the batches come."""
+        return self._pictures.rgb.device == self._there
 
     # -- batches of pixels ---------------------------------------------------------------------------------------------
 
@@ -399,7 +399,7 @@ class Scene:
             origin = origin + axes[:, 0] * on_plane[:, :1] + axes[:, 1] * on_plane[:, 1:]
         far = torch.full((n,), self.info.far, device=xy.device)
         rays = Rays(origin, direction, radius, self._near.index_select(0, slot), far, self._view.index_select(0, slot))
-        if not self.holds_pictures:
+        if self._pictures.rgb.device != row.device:
             row = self._source._row(drawn)
         alpha = self._pictures.opacities(row, xy.device)
         return Pixels(
