@@ -40,6 +40,10 @@ class There(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {}, [])
 
+    def tolist(self) -> Any:
+        """As every tensor's, which PyTorch does not give to classes of tensors."""
+        return self.here.tolist()
+
     def __repr__(self, **_: Any) -> str:
         return f"There({self.here!r})"
 

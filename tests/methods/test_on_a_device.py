@@ -65,8 +65,8 @@ def made(name: str, scene: PaintedBall) -> Method:
     config = lookup(name)[1]
     torch.manual_seed(0)
     method = method_class(name)(replace(config, **SMALL.get(name, {})), scene.info)
-    if name == "ngp":
-        method.rays.fill_(16)  # type: ignore[union-attr, operator]
+    if isinstance(rays := method._buffers.get("rays"), Tensor):
+        rays.fill_(16)
     return method
 
 
