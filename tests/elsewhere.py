@@ -55,6 +55,20 @@ class Elsewhere(TorchDispatchMode):
         super().__init__()
         self.waits: list[str] = []
 
+    def __enter__(self) -> Elsewhere:
+        def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+            # PyTorch's own looks at the device before anybody else can.
+            made = self._tensor(data, **options)
+            return made if device is None else made.to(device)
+
+        self._tensor, torch.tensor = torch.tensor, tensor  # type: ignore[assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        torch.tensor = self._tensor
+        super().__exit__(*reason)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {}, self.waits)
 
