@@ -3,6 +3,7 @@
 #   make demo      environment; from the sample's photos to poses, training, scores, pictures, video
 #   make test      the tests that take minutes together     make test-slow   the others
 #   make lint      ruff, mypy, import-linter                make bench       quick measurements; FULL=1: the tables
+#   make gpu       what only a GPU can show: its tests and its measurements
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 
 SOURCES := $(shell find src csrc -type f \( -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.json' \) 2>/dev/null)
 
-.PHONY: venv install demo test test-slow bench lint clean
+.PHONY: venv install demo test test-slow bench gpu lint clean
 .DEFAULT_GOAL := demo
 
 venv: $(VENV)/made
@@ -40,6 +41,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU, whose PyTorch is there already: PYTHON's own packages, nothing is installed.
+gpu:
+	$(PYTHON) -m pytest -q tests/test_on_a_gpu.py tests/methods/test_ngp_on_gpu.py \
+		$(filter-out %_compiles.py,$(wildcard tests/ops/test_triton_*.py))
+	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick)
 
 bench: install
 	$(BIN)/python -m benchmarks $(if $(FULL),--full)

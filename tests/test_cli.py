@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +22,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lightfold import cli
+from lightfold import cli, devices
 from lightfold.cli import arguments as argument_module
 from lightfold.cli import claim, doctor, info, steps
 from lightfold.cli import run as run_verb
 from lightfold.cli.render import RenderArguments, video_size
 from lightfold.cli.run import parse_run
 from lightfold.cli.train import anchored, parse_training, run_config
-from lightfold.config import TrainConfig, lookup
+from lightfold.config import TrainConfig, for_gpu, lookup
 from lightfold.errors import ConfigError, LightfoldError, RunError
 from lightfold.geometry import invert, look_at
 from lightfold.run import Run
@@ -647,11 +648,16 @@ def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
-    for found, told in ((object(), "Triton"), (None, "plain PyTorch, which is slow, because Triton is not installed")):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(devices, "memory", lambda device: 80 << 30)
+    slow = "plain PyTorch, which is slow, because Triton is not installed"
+    for found, told, taken in ((object(), "Triton", "cuda:0 (Card 0)"), (None, slow, "cpu; MPS only")):
         monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
-        rows = dict(doctor.devices())
-        assert "Card 0, Card 1" in rows["GPU"] and rows["kernels of 'cuda'"].startswith(told)
+        rows = dict(doctor.gpus())
+        assert rows["--device cuda:1"].startswith("cuda:1 (Card 1), 80 GiB; kernels: " + told)
+        assert rows["  cuda:1"] == "precision bfloat16; options of ngp there: --model.batch 262144"
+        assert rows["--device auto"].startswith(taken)
 
 
 def test_doctor_without_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -665,3 +671,56 @@ def test_a_missing_package_is_named_with_its_remedy(
     known = doctor.machine.package_version
     monkeypatch.setattr(doctor.machine, "package_version", lambda name: None if name == "av" else known(name))
     assert "-m pip install av" in failure(["doctor"], capsys)
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "render", "export", "view"])
+def test_a_device_that_is_not_there_is_a_sentence(
+    verb: str, trained: Path, capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.xpu.is_available():
+        pytest.skip("this machine has the device that is to be missing")
+    new = ["ngp", str(capture), "--out", str(tmp_path / "new")]
+    what = {"train": new, "export": [str(trained), "mesh"]}.get(verb, [str(trained)])
+    assert "PyTorch sees no 'xpu' device here" in failure([verb, *what, "--device", "xpu"], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_half_precision_on_the_processor_is_refused(
+    capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "ngp", str(capture), "--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "bfloat16"]
+    assert "The kernels of 'cpu' compute in float32" in failure(words, capsys)
+
+
+def test_a_run_records_what_was_asked_for_and_what_was_used(trained: Path) -> None:
+    run = Run.open(trained)
+    used = devices.title(devices.choose())
+    assert run.config.train.device == "auto" and run.config.train.precision == "auto"
+    assert run.about["device"] == used and run.about["devices"] == [used]
+    run.used("xpu:0 (Arc)", "bfloat16")
+    assert Run.open(trained).about["devices"] == [used, "xpu:0 (Arc)"] and run.about["precision"] == "bfloat16"
+    run.used(used, "float32")
+
+
+class TestOptionsOfAGPU:
+    def test_options_that_nobody_has_set_become_larger(self) -> None:
+        _, model = lookup("ngp")
+        larger, said = for_gpu("ngp", model)
+        assert larger.batch == 1 << 18 and replace(larger, batch=model.batch) == model
+        assert said is not None and "--model.batch 262144" in said
+
+    def test_options_that_the_user_has_set_stay(self) -> None:
+        words = ["ngp", "CAPTURE", "--model.batch=24576", "--model.log2-rows", "15", "--steps", "3"]
+        assert argument_module.chosen(words, "model") == {"batch", "log2_rows"}
+        _, model = lookup("ngp")
+        assert for_gpu("ngp", model, argument_module.chosen(words, "model")) == (model, None)
+        large = replace(model, batch=1 << 20)
+        assert for_gpu("ngp", large) == (large, None)
+
+    def test_the_same_command_goes_on_on_another_device(self, trained: Path) -> None:
+        run = Run.open(trained)
+        elsewhere = replace(run.config, model=for_gpu(run.config.method, run.config.model)[0])
+        assert steps.same_command(run, run.config)
+        begun_there = Run(run.path, elsewhere, run.info, run.about)
+        assert steps.same_command(begun_there, run.config)
+        assert not steps.same_command(run, replace(run.config, method="nerf:paper"))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from benchmarks import gpu
+
+from lightfold.config import lookup
+from lightfold.scene import SceneConfig
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +21,18 @@ def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_without_triton_is_told_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.devices, "count", lambda kind: 1)
     monkeypatch.setattr(gpu, "triton_lacks", lambda kind: "Triton is not installed")
     with pytest.raises(SystemExit, match="There is a GPU, but no kernels"):
         gpu.find_device()
+
+
+def test_its_training_is_that_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it on the CPU, for a moment: every number that the record has is there."""
+    sample = Path(__file__).parents[1] / "examples" / "sample"
+    small = replace(lookup("ngp:big")[1], log2_rows=10, batch=2048)
+    monkeypatch.setattr(gpu, "lookup", lambda name: (None, small))
+    monkeypatch.setattr(gpu, "PICTURES", 1)
+    found = gpu.train(sample, SceneConfig(max_side=48), torch.device("cpu"), (5.0, 90.0), 3.0)
+    assert found["seconds_to_psnr"]["90.0"] is None and found["precision"] == "float32"
+    assert found["kept_samples_per_second"] > 0 and found["pictures_per_second"] > 0 and found["psnr"] > 5

@@ -20,10 +20,10 @@ from painted_ball import PaintedBall
 from PIL import Image as Picture
 from torch import Generator, Tensor, nn
 
-from lightfold import trainer
+from lightfold import ops, trainer
 from lightfold.cameras import Camera
 from lightfold.config import RunConfig, TrainConfig
-from lightfold.errors import RunError
+from lightfold.errors import LightfoldError, RunError
 from lightfold.methods.base import Image, Method
 from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.optim import Adam, Group, exponential_after
@@ -453,3 +453,56 @@ class TestWriting:
             method = Slope(TINY, ball.info, clock)
             start(run_of(tmp_path / str(seed), ball, steps=2, seed=seed), ball, method)
             assert len(method.seen) == 2
+
+
+class Starved(Slope):
+    """A device that has no memory left for a batch above some size."""
+
+    Config = NGPConfig
+    BATCH = ("batch", 100)
+    room = 300
+
+    def loss(self, scene: Any, step: int, rng: Generator) -> dict[str, Tensor]:
+        if self.config.batch > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return super().loss(scene, step, rng)
+
+
+class TestOutOfMemory:
+    def test_the_batch_is_halved_and_the_step_taken_again(self, tmp_path: Path, ball: PaintedBall) -> None:
+        run = run_of(tmp_path / "run", ball, steps=3)
+        method = Starved(TINY, ball.info)
+        start(run, ball, method)
+        assert method.seen == [0, 1, 2] and method.config.batch == 256
+        assert len(run.notes) == 2 and run.notes[-1] == (
+            "cpu had too little memory at step 0; from there on a batch is half: batch 256."
+        )
+
+    def test_at_the_floor_it_gives_up_in_one_sentence(self, tmp_path: Path, ball: PaintedBall) -> None:
+        run = run_of(tmp_path / "run", ball, steps=3)
+        method = Starved(TINY, ball.info)
+        method.room = 10
+        with pytest.raises(RunError, match=r"^The memory of cpu does not suffice for a step of Starved, however small"):
+            start(run, ball, method)
+
+    def test_ngp_shrinks_at_once(self, ball: PaintedBall) -> None:
+        method = ngp(ball)
+        method.config = replace(TINY, batch=1 << 18)
+        method.rays.fill_(4096)
+        assert method.halve_batch() == "batch 131072" and int(method.rays) == 2048
+
+    def test_a_picture_is_rendered_in_smaller_chunks(self, ball: PaintedBall, monkeypatch: pytest.MonkeyPatch) -> None:
+        method, camera = ngp(ball), ball.info.cameras[0]
+        expected = method.render(camera)
+        real, most = ops.render_rays, [100]
+
+        def short(field: Any, tracing: Any, origin: Tensor, *rest: Tensor) -> Any:
+            if len(origin) > most[0]:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return real(field, tracing, origin, *rest)
+
+        monkeypatch.setattr(ops, "render_rays", short)
+        assert torch.equal(method.render(camera).rgb, expected.rgb) and method.chunk(1 << 16) == 64
+        most[0] = 0
+        with pytest.raises(LightfoldError, match=r"^The memory of cpu does not suffice for a picture, however small"):
+            method.render(camera)

@@ -15,13 +15,14 @@ import math
 import re
 import types
 from collections.abc import Collection
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .devices import PRECISIONS, check_name
 from .errors import ConfigError
 from .methods import METHODS, method_class
 from .methods.base import Method
@@ -44,6 +45,12 @@ class TrainConfig:
     """Seed of everything random. The same seed, threads and steps give the same model, bit for bit, on a processor."""
     threads: int | None = None
     """Processor threads. None: one per core that this process may use."""
+    device: str = "auto"
+    """What computes: "auto" (a GPU that Triton has kernels for, where PyTorch sees one; else the processor), "cpu",
+    "cuda" (NVIDIA, AMD), "cuda:1", "xpu" (Intel) or "mps" (Apple; plain PyTorch, slower than its processor)."""
+    precision: str = "auto"
+    """What networks multiply and tables are read in: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU
+    that has it, for methods that allow it). Weights, sums and everything else are in float32."""
     eval_every: float = 60.0
     """Seconds of training between scores on held-out views, more where those would take over a tenth of the time; 0:
     only when the training ends."""
@@ -55,6 +62,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigError(f"The option '{name}' must be a finite number of at least {least}, not {value}.")
+        check_name(self.device)
+        if self.precision not in ("auto", *PRECISIONS):
+            known = ", ".join(("auto", *PRECISIONS))
+            raise ConfigError(f"There is no precision called '{self.precision}'; known are {known}.")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"The option 'minutes' must be a positive number, not {self.minutes}.")
 
@@ -95,6 +106,19 @@ def lookup(name: str) -> tuple[type[Method], Any]:
 def method_names() -> list[str]:
     """Every "method" and "method:preset", in the order of the tables. Imports all methods."""
     return [f"{name}:{preset}" if preset else name for name in METHODS for preset in method_class(name).PRESETS]
+
+
+def for_gpu(method: str, model: Any, chosen: Collection[str] = ()) -> tuple[Any, str | None]:
+    """A method's options as a GPU wants them, and a sentence that says which ones changed; None where none did.
+
+    chosen: names of the options that the user has set, which stay. Options that are larger already stay too.
+    """
+    cls, _ = lookup(method)
+    changed = {name: value for name, value in cls.ON_GPU.items() if name not in chosen and getattr(model, name) < value}
+    if not changed:
+        return model, None
+    words = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in changed.items())
+    return replace(model, **changed), f"For the GPU: {words} (say another number to have another)."
 
 
 def nearest(name: str, known: Collection[str], n: int = 2) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
+from . import devices
 from .cameras import Camera
 from .ops.march import cell_centres, grid_decay_, grid_raise_
 
@@ -57,8 +58,8 @@ class OccupancyGrid(nn.Module):
         `density` maps points [N, 3] of the scene to density [N].
         """
         grid_decay_(self.bits, self.peak, self.cascades, self.size, self.DECAY, self.threshold)
-        points = torch.cat([self._anywhere(probes - probes // 2, rng), self._around_matter(probes // 2, rng)])
-        points = points.to(self.bits.device)
+        anywhere = devices.sent(self._anywhere(probes - probes // 2, rng), self.bits.device)
+        points = torch.cat([anywhere, self._around_matter(probes // 2, rng)])
         grid_raise_(
             self.bits, self.peak, self.allowed, self.cascades, self.size, points, density(points), self.threshold
         )
@@ -68,15 +69,21 @@ class OccupancyGrid(nn.Module):
         return (torch.rand(count, 3, generator=rng) * 2 - 1) * half
 
     def _around_matter(self, count: int, rng: Generator) -> Tensor:
-        words = self.bits.nonzero()[:, 0].cpu()
-        if not len(words):
-            return self._anywhere(count, rng)
-        word = words[torch.randint(len(words), (count,), generator=rng)]
+        device = self.bits.device
+        if device.type == "cpu":
+            words = self.bits.nonzero()[:, 0]
+            if not len(words):
+                return self._anywhere(count, rng)
+            word = words[torch.randint(len(words), (count,), generator=rng)]
+        else:  # How many words there are is known on the device, which the host does not wait for. If none: the last.
+            end = (self.bits != 0).cumsum(0)
+            place = (devices.sent(torch.rand(count, generator=rng), device) * end[-1]).long()
+            word = torch.searchsorted(end, place, right=True).clamp(max=len(self.bits) - 1)
         blocks = self.size // 4
         scale = 2.0 ** (word // blocks**3).float()[:, None]
         corner = torch.stack([word % blocks, word // blocks % blocks, word // blocks**2 % blocks], dim=1).float()
         # A block of four cells and a rim of one.
-        within = (torch.rand(count, 3, generator=rng) * 6 - 1) / 4
+        within = devices.sent((torch.rand(count, 3, generator=rng) * 6 - 1) / 4, device)
         return ((corner + within) / blocks * 2 - 1) * scale
 
     def carve(self, scene: Scene) -> None:

@@ -43,6 +43,7 @@ from . import cache, exr
 from .cameras import Camera, Lens
 from .capture import Frame
 from .colour import Tone
+from .devices import CPU, sent
 from .errors import LightfoldError
 from .files import mapped_array
 from .light import holds_light, read_light
@@ -100,10 +101,17 @@ class Pictures:
     held: cache.Hold | None = None
     """While this lives, no other program removes the cache to make room."""
 
-    def colours(self, rows: Tensor | slice) -> Tensor:
-        """Colours [n, 3] float32 in [0, 1] of some rows."""
+    def colours(self, rows: Tensor | slice, device: torch.device = CPU) -> Tensor:
+        """Colours [n, 3] float32 in [0, 1] of some rows, on a device."""
         chosen = self.rgb[rows] if isinstance(rows, slice) else self.rgb.index_select(0, rows)
-        return chosen.to(torch.float32).div_(65535 if self.rgb.dtype == torch.uint16 else 255)
+        return sent(chosen, device).to(torch.float32).div_(65535 if self.rgb.dtype == torch.uint16 else 255)
+
+    def opacities(self, rows: Tensor | slice, device: torch.device = CPU) -> Tensor | None:
+        """Opacities [n] float32 in [0, 1] of some rows, on a device; None where all is opaque."""
+        if self.alpha is None:
+            return None
+        chosen = self.alpha[rows] if isinstance(rows, slice) else self.alpha.index_select(0, rows)
+        return sent(chosen, device).to(torch.float32).div_(255)
 
     @property
     def bytes_per_pixel(self) -> int:

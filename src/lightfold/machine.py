@@ -125,7 +125,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "instruction_set": instruction_set(),
-        "device": "cpu",
     }
 
 

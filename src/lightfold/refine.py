@@ -51,6 +51,7 @@ class PoseRefinement(nn.Module):
     """
 
     centre: Tensor
+    _gauge: Tensor | None
 
     def __init__(
         self, cameras: Sequence[Camera], manifold: str = "so3xr3", trained: Sequence[int] | None = None
@@ -67,7 +68,8 @@ class PoseRefinement(nn.Module):
         centre = [camera.center.float() for camera in cameras]
         self.register_buffer("centre", torch.stack(centre) if centre else torch.zeros(0, 3), persistent=False)
         self._trained = list(range(len(cameras)) if trained is None else trained)
-        self._gauge = _gauge(self.centre[self._trained]) if len(self._trained) > 2 else None
+        gauge = _gauge(self.centre[self._trained]) if len(self._trained) > 2 else None
+        self.register_buffer("_gauge", gauge, persistent=False)
 
     def motion(self) -> tuple[Tensor, Tensor]:
         """R [V, 3, 3] and t [V, 3] of every view's correction."""
@@ -95,7 +97,7 @@ class PoseRefinement(nn.Module):
     @torch.no_grad()
     def camera(self, index: int) -> Camera:
         """The corrected camera of a view, with everything but the pose as given."""
-        rotation, shift = (part[index].double() for part in self.motion())
+        rotation, shift = (part[index].cpu().double() for part in self.motion())
         given = self.cameras[index]
         pose = given.cam_from_world.double()
         turned = pose[:, :3] @ rotation.mT

@@ -33,10 +33,12 @@ from torch import Tensor
 
 from . import machine
 from .config import RunConfig, TrainConfig, from_yaml, to_yaml
+from .devices import CPU, half_type, use
 from .errors import ConfigError, RunError
 from .files import whole_file
 from .methods import method_class
 from .methods.base import Method
+from .ops.backend import TRITON_DEVICES
 from .scene import SceneInfo
 
 FORMAT = 1
@@ -45,6 +47,13 @@ KEPT = 2
 """Checkpoints kept: the newest, and the one before it in case a disk damages the newest."""
 OURS = {"config.yaml", "scene.json", "checkpoints", "log.txt"}
 """What an interrupted `Run.create` may have left, and a new one may overwrite."""
+
+
+def placed(method: Method, precision: str, device: torch.device) -> Method:
+    """A method on the device that it is to compute on, from this thread on, in this precision where it can be had."""
+    use(device)
+    method.half_type = half_type(precision, device) if method.HALF and device.type in TRITON_DEVICES else None
+    return method.to(device)
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,15 @@ class Run:
             raise RunError(f"The run {folder} cannot be opened: {error}") from error
         return Run(folder, config, _read_info(folder / "scene.json"), about)
 
+    def used(self, device: str, precision: str) -> None:
+        """Record, in run.json, on which device the training goes on, and in which precision; all of them in order."""
+        now = {"device": device, "precision": precision}
+        if {name: self.about.get(name) for name in now} == now:
+            return
+        before = self.about.get("devices")
+        self.about |= now | {"devices": [*(before if isinstance(before, list) else []), device]}
+        _write(self.path / "run.json", json.dumps(self.about, indent=1))
+
     def reconfigure(self, train: TrainConfig) -> None:
         """Give the run another training budget and write that down. What was learnt so far stays."""
         self.config = replace(self.config, train=train)
@@ -189,8 +207,8 @@ class Run:
             raise RunError(f"No checkpoint of {self.path} can be read; {fix}. {' '.join(failures)}")
         return None
 
-    def method(self, step: int | None = None) -> Method:
-        """The trained method, ready to render: of the newest good checkpoint, or of `step`."""
+    def method(self, step: int | None = None, device: torch.device = CPU) -> Method:
+        """The trained method, ready to render, on a device: of the newest good checkpoint, or of `step`."""
         found = self.checkpoint(step)
         if found is None:
             raise RunError(
@@ -207,7 +225,7 @@ class Run:
             ) from error
         for parameter in method.parameters():
             parameter.requires_grad_(False)
-        return method.eval()
+        return placed(method, self.config.train.precision, device).eval()
 
     def _checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step:07d}.safetensors"

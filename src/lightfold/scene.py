@@ -13,7 +13,8 @@ import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from . import bounds, colour
 from .cameras import Camera, DirectionTable, Lens
 from .capture import Capture, Frame
+from .devices import CPU, exact, memory, sent
 from .errors import CaptureError, ConfigError, LightfoldError
 from .geometry import Similarity
 from .images import UNREADABLE, Pictures, Progress, Resize, decode, load_pictures, read_depth, stored_size
@@ -45,6 +47,11 @@ MAX_LISTED = 1 << 27
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 ORIENTATIONS = ("auto", "up", "pca", "none")
 HDR = ("tonemap", "pq")
+TABLES = (
+    "_start", "_shift", "_width", "_view", "_near", "_origin", "_axes", "_intrinsics", "_parallel", "_every_direction",
+    "_direction_start",
+)  # fmt: skip
+"""What `Scene.pixels` looks up for a pixel."""
 EXPOSURE_VIEWS = 16
 """Pictures whose light is looked at to find an exposure."""
 
@@ -80,6 +87,9 @@ class SceneConfig:
     memory_gb: float | None = None
     """Decoded pictures that take more than this many gigabytes are not drawn from all at once: a window of that size
     moves over all views. None: half of the machine's memory."""
+    gpu_share: float = 0.25
+    """Decoded pictures that take at most this share of a GPU's memory are kept there while it trains; others, and all
+    of them with 0, stay in the machine's memory, and each batch is sent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +219,14 @@ class Pixels:
     xy: Tensor
     depth: Tensor | None = None
 
+    def to(self, device: torch.device) -> Pixels:
+        """On another device."""
+        if self.rgb.device == device:
+            return self
+        there = {name: sent(getattr(self, name), device) for name in ("rgb", "alpha", "xy")}
+        rays = Rays(**{field.name: sent(getattr(self.rays, field.name), device) for field in fields(Rays)})
+        return Pixels(rays, **there, depth=None if self.depth is None else sent(self.depth, device))
+
 
 @dataclass(frozen=True)
 class View:
@@ -241,6 +259,9 @@ class Scene:
         self._pictures = pictures
         self._frames = tuple(frames)
         self._z_depth: Tensor | None = None
+        self._host: Scene | None = None
+        """The scene on the CPU, where this one is its likeness on a device (see `on`)."""
+        self._there = CPU
         cameras = [info.cameras[i] for i in info.train]
         count = torch.tensor([camera.width * camera.height for camera in cameras])
         # Training pixels are numbered 0 .. total - 1, view after view, whatever lies between them in the file.
@@ -272,6 +293,7 @@ class Scene:
         self._any_parallel = bool(self._parallel.any())
         self._pinholes = all(camera.lens in (Lens.PINHOLE, Lens.SIMPLE_PINHOLE) for camera in cameras)
         self._every_direction: Tensor | None = None
+        self._direction_start: Tensor | None = None
         self._lens, self._tables = lens, []
         self._alike: list[tuple[Tensor, Camera]] = []
         if int(count.sum()) <= MAX_DIRECTIONS:
@@ -311,6 +333,37 @@ class Scene:
             pieces = [(index + start).to(number) for index, start in zip(valid, self._start.tolist(), strict=False)]
             self._allowed = torch.cat(pieces)
 
+    def on(self, device: torch.device, share: float = 0.0) -> Scene:
+        """The same scene, whose batches come on a device: the same pixels for the same generator, wherever that is.
+
+        share: of the device's memory that its pictures may take; where they are larger, they stay, and each batch's
+        colours are sent. Whole views come on the CPU as ever.
+        """
+        if device == CPU:
+            return self
+        placed = copy(self)
+        placed._host, placed._there = self, device
+        for name in TABLES:
+            table = getattr(self, name)
+            setattr(placed, name, None if table is None else table.to(exact(device)))
+        pictures, room = self._pictures, memory(device) or 0
+        planes = [plane for plane in (pictures.rgb, pictures.alpha) if plane is not None]
+        # PyTorch's kernels for 16 unsigned bits, in which light is kept, are few.
+        usable = self._window is None and pictures.rgb.dtype == torch.uint8 and exact(device) == device
+        if usable and sum(plane.nbytes for plane in planes) <= share * room:
+            alpha = None if pictures.alpha is None else pictures.alpha.to(device)
+            placed._pictures = replace(pictures, rgb=pictures.rgb.to(device), alpha=alpha)
+        return placed
+
+    @property
+    def _source(self) -> Scene:
+        return self if self._host is None else self._host
+
+    @property
+    def holds_pictures(self) -> bool:
+        """Whether the pictures are where the batches come."""
+        return self._pictures.rgb.device == self._there
+
     # -- batches of pixels ---------------------------------------------------------------------------------------------
 
     def pixels(self, n: int, rng: torch.Generator, depth: bool = False) -> Pixels:
@@ -320,7 +373,9 @@ class Scene:
         the generator alone. This is the training loop's hot path: no loop over views or pixels.
         With `depth`, measured distances come along where the capture has any; the first call reads them all.
         """
-        number = self._draw(n, rng)
+        # Drawn on the CPU, whose generator gives the same numbers on every machine.
+        drawn = self._source._draw(n, rng)
+        number = sent(drawn, self._start.device)
         slot = self._slot(number)
         pixel = number - self._start.index_select(0, slot)
         row = number + self._shift.index_select(0, slot)
@@ -328,7 +383,11 @@ class Scene:
         y = torch.div(pixel, width, rounding_mode="floor")
         x = pixel - y * width
         xy = torch.stack([x, y], dim=-1).to(torch.float32).add_(0.5)
-        in_cam, radius = self._directions(slot, pixel, xy)
+        if self._source is self or self._every_direction is not None or self._pinholes:
+            in_cam, radius = self._directions(slot, pixel, xy)
+        else:  # Lenses that have tables, and take them in turns.
+            found = self._source._directions(slot.cpu(), pixel.cpu(), xy.cpu())
+            in_cam, radius = (sent(t, xy.device) for t in found)
         axes = self._axes.index_select(0, slot)
         # Rows of cam_from_world are the camera's axes in the world: three multiply-adds beat a batch of tiny products.
         direction = axes[:, 0] * in_cam[:, :1]
@@ -338,24 +397,26 @@ class Scene:
             intrinsics = self._intrinsics[slot]
             on_plane = (xy - intrinsics[:, 2:]) / intrinsics[:, :2] * self._parallel[slot, None]
             origin = origin + axes[:, 0] * on_plane[:, :1] + axes[:, 1] * on_plane[:, 1:]
-        far = torch.full((n,), self.info.far)
+        far = torch.full((n,), self.info.far, device=xy.device)
         rays = Rays(origin, direction, radius, self._near.index_select(0, slot), far, self._view.index_select(0, slot))
-        alpha = self._pictures.alpha
+        if self._pictures.rgb.device != row.device:
+            row = self._source._row(drawn)
+        alpha = self._pictures.opacities(row, xy.device)
         return Pixels(
             rays=rays,
-            rgb=self._pictures.colours(row),
-            alpha=torch.ones(n) if alpha is None else alpha.index_select(0, row).to(torch.float32).div_(255),
+            rgb=self._pictures.colours(row, xy.device),
+            alpha=torch.ones(n, device=xy.device) if alpha is None else alpha,
             xy=xy,
-            depth=self._distance(number, in_cam) if depth else None,
-        )
+            depth=self._distance(drawn, in_cam) if depth else None,
+        ).to(self._there)
 
     def _distance(self, number: Tensor, in_cam: Tensor) -> Tensor | None:
-        """Measured distances [n] along rays of directions `in_cam` [n, 3], 0 where unknown."""
+        """Measured distances [n] along rays of directions `in_cam` [n, 3], 0 where unknown; the numbers on the CPU."""
         if self._z_depth is None:
             if all(self._frames[i].depth is None for i in self.info.train):
                 return None
             self._z_depth = self._all_depths()
-        z = self._z_depth.index_select(0, number).float()
+        z = sent(self._z_depth.index_select(0, number).float(), in_cam.device)
         # z-depth says nothing about a direction that looks sideways.
         forward = in_cam[:, 2]
         return torch.where((z > 0) & z.isfinite() & (forward > 0.05), z / forward.clamp(min=0.05), 0.0)
@@ -391,8 +452,7 @@ class Scene:
             missing = n - len(found)
             tries = min(int(missing / self._kept + 3 * math.sqrt(missing) / self._kept + 16), max(n, 1 << 22))
             number = self._any(tries, rng)
-            row = number + self._shift[self._slot(number)]
-            found = torch.cat([found, number[self._pictures.mask[row] > 0]])
+            found = torch.cat([found, number[self._pictures.mask[self._row(number)] > 0]])
         return found[:n]
 
     def _any(self, n: int, rng: torch.Generator) -> Tensor:
@@ -407,9 +467,14 @@ class Scene:
             return torch.div(number, self._equal, rounding_mode="floor")
         return torch.searchsorted(self._start, number, right=True) - 1
 
+    def _row(self, number: Tensor) -> Tensor:
+        """Where in the file pixels lie."""
+        return number + self._shift.index_select(0, self._slot(number))
+
     def _directions(self, slot: Tensor, pixel: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
         """Unit directions [n, 3] in camera axes and cone radii [n]; `pixel` counts within its view."""
         if self._every_direction is not None:
+            assert self._direction_start is not None
             found = self._every_direction.index_select(0, pixel + self._direction_start.index_select(0, slot))
             return found[:, :3], found[:, 3].contiguous()
         if self._pinholes:
@@ -443,16 +508,16 @@ class Scene:
         """
         if not 0 <= index < len(self.info.cameras):
             raise ValueError(f"index: expected 0..{len(self.info.cameras) - 1}, got {index}")
-        camera, pictures = self.info.cameras[index], self._pictures
+        camera, pictures = self.info.cameras[index], self._source._pictures
         rows = slice(pictures.offset[index], pictures.offset[index + 1])
         shape = (camera.height, camera.width)
         count = rows.stop - rows.start
-        alpha = torch.ones(count) if pictures.alpha is None else pictures.alpha[rows].to(torch.float32).div_(255)
+        alpha = pictures.opacities(rows)
         mask = torch.ones(count, dtype=torch.bool) if pictures.mask is None else pictures.mask[rows] > 0
         return View(
             camera=camera,
             rgb=pictures.colours(rows).reshape(*shape, 3),
-            alpha=alpha.reshape(shape),
+            alpha=torch.ones(shape) if alpha is None else alpha.reshape(shape),
             mask=mask.reshape(shape),
             name=self.info.names[index],
             index=index,
@@ -636,6 +701,8 @@ def check_config(config: SceneConfig) -> None:
         raise ConfigError(f"scene.hdr must be {' or '.join(HDR)}, got '{config.hdr}'.")
     if config.exposure is not None and not (math.isfinite(config.exposure) and config.exposure > 0):
         raise ConfigError(f"scene.exposure must be a factor above 0, got {config.exposure}.")
+    if not 0 <= config.gpu_share <= 1:
+        raise ConfigError(f"scene.gpu_share must be a share of the GPU's memory from 0 to 1, got {config.gpu_share}.")
     if config.memory_gb is not None and not (math.isfinite(config.memory_gb) and config.memory_gb > 0):
         raise ConfigError(f"scene.memory_gb must be a number of gigabytes above 0, got {config.memory_gb}.")
 

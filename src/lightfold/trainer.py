@@ -5,6 +5,10 @@ small classes below it. Evaluation, pictures and checkpoints never touch the sta
 of a step comes from (seed, step): a run that was interrupted continues as if it had not been, bit for bit on a CPU
 with the same threads when its budget is in steps.
 
+On a GPU the host runs some steps ahead and never waits inside a step: it prepares the next ones while those before are
+computed. What it wants to know of a step, its loss and its counts, it is told LAG steps later (`devices.Reports`), and
+`guard` sees to it that a step which went wrong has done no harm by then.
+
 Where several processes train together (`distributed`), each draws rays of its own, and every step's gradient is the
 mean of all of theirs. They hold the same weights after every step, so they must also decide the same: `agree` is the
 exchange for that. The first process alone reads and writes the run.
@@ -25,8 +29,10 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import pictures
+from .devices import CPU, OutOfMemory, Reports, peak_memory, shortage, synchronize, title
 from .errors import ConfigError, RunError
 from .evaluate import background_colour, composited
+from .guard import Guard
 from .machine import peak_memory_bytes
 from .methods.base import step_generator
 from .metrics import psnr
@@ -34,6 +40,8 @@ from .ops import own_threads
 from .optim import Adam
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .config import TrainConfig
     from .distributed import World
     from .methods.base import Method
@@ -49,7 +57,7 @@ RETREATS = 3
 LOOKING = 0.1
 """Largest share of the time for scores on held-out views during training."""
 SUMMED = ("rays", "samples", "kept", "mse")
-"""Statistics of a step that are added up, or of no interest by themselves; others are gauges, logged as they stand."""
+"""Statistics of a step that are added up; others are gauges, logged as they stand."""
 
 
 class Told(Protocol):
@@ -90,7 +98,8 @@ def train(
     if world is not None and not method.TOGETHER:
         raise ConfigError(f"{run.config.method} cannot be trained by several processes together; train it with one.")
     optim = Adam(method.groups())
-    budget = Budget(config, method.config.steps)
+    guard, reports = Guard(method.device, method.half_type), Reports(method.device, late=world is None)
+    budget = Budget(config, method.config.steps, method.device)
     writes = world is None or world.is_first
     log = Log(run, scene, method, config, budget, progress, onlooker) if writes else Silence()
     memory = Memory(run, method, optim, budget, world)
@@ -105,18 +114,24 @@ def train(
             budget.start(step)
             while not budget.spent(step):
                 ctrl_c.obey()
-                losses = method.loss(scene, step, step_generator(config.seed, step, rank))
-                loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
-                value = float(loss.detach())
-                if world is not None:
-                    value = agree(world, value, method, budget, memory, ctrl_c)
-                if not math.isfinite(value):
-                    optim.zero_grad()
-                    step = memory.retreat(step)
+                try:
+                    losses = method.loss(scene, step, step_generator(config.seed, step, rank))
+                    loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+                    value = told(reports, loss, method)
+                    if world is not None:
+                        value = agree(world, value, method, budget, memory, ctrl_c)
+                    if not math.isfinite(value):
+                        optim.zero_grad()
+                        reports.forget()
+                        step = memory.retreat(step)
+                        continue
+                    guard.backward(loss)
+                except OutOfMemory:
+                    memory.shrink(step)
                     continue
-                loss.backward()
                 if world is not None:
                     method.stats["sent_mb"] = world.average_gradients(optim.groups) / 1e6
+                guard.clean(optim.groups)
                 optim.step(budget.fraction(step))
                 if world is not None:
                     world.maximum_(method.peaks(step))
@@ -142,6 +157,14 @@ def train(
         log.close(step)
     log.finish()
     memory.save(step)
+
+
+def told(reports: Reports, loss: Tensor, method: Method) -> float:
+    """The loss as a number, with what the method counts: of this step, or on a GPU of some steps before."""
+    numbers = reports.turn({"loss": loss.detach(), **method.stats})
+    value = numbers.pop("loss")
+    method.stats = numbers
+    return value
 
 
 def agree(world: World, loss: float, method: Method, budget: Budget, memory: Memory, ctrl_c: CtrlC) -> float:
@@ -214,7 +237,8 @@ class CtrlC:
 class Budget:
     """How long to train, in steps, in seconds, or whichever ends first; seconds of evaluation do not count."""
 
-    def __init__(self, config: TrainConfig, method_steps: int) -> None:
+    def __init__(self, config: TrainConfig, method_steps: int, device: torch.device = CPU) -> None:
+        self.device = device
         self.seconds = None if config.minutes is None else 60.0 * config.minutes
         self.steps = config.steps if config.steps or config.minutes else method_steps
         self.before = 0.0
@@ -257,6 +281,7 @@ class Budget:
         return self
 
     def __enter__(self) -> None:
+        synchronize(self.device)  # Steps that are still being computed count.
         self._paused_at = time.perf_counter(), time.process_time()
 
     def __exit__(self, *_: object) -> None:
@@ -353,6 +378,18 @@ class Memory:
         # Another sitting of the same step would draw the same batch, so the steps that failed are passed over.
         return step + 1
 
+    def shrink(self, step: int) -> None:
+        """The device had no memory left for a step: halve the batch, and take the step again."""
+        self.optim.zero_grad()
+        half = self.method.halve_batch() if self.world is None else None
+        if half is None:
+            name = self.method.BATCH[0].replace("_", "-")
+            remedy = f"give each process a smaller --model.{name}" if self.world else "say --device cpu"
+            raise RunError(shortage(self.method.device, f"a step of {type(self.method).__name__}", remedy))
+        self.run.notes.append(
+            f"{title(self.method.device)} had too little memory at step {step}; from there on a batch is half: {half}."
+        )
+
     def late(self) -> bool:
         """Whether it is time for a checkpoint, by this process's clock."""
         return time.perf_counter() - self.saved_at > self.every
@@ -433,7 +470,7 @@ class Log:
         views = scene.info.test or scene.info.train
         self.views = list(views[:: max(1, len(views) // 4)])[:4]
         self.next_row, self.next_picture, self.next_eval = 1.0, FIRST_PICTURE, config.eval_every or math.inf
-        self.rays = self.samples = self.steps = 0
+        self.rays = self.samples = self.kept = self.steps = 0
         self.squares = self.loss = 0.0
         self.terms: dict[str, Any] = {}
         self.last = 0.0
@@ -453,6 +490,7 @@ class Log:
         stats = self.method.stats
         self.rays += int(stats.get("rays", 0))
         self.samples += int(stats.get("samples", 0))
+        self.kept += int(stats.get("kept", 0))
         self.squares += stats.get("mse", math.nan)
         self.loss += loss
         self.steps += 1
@@ -493,10 +531,13 @@ class Log:
             "train_psnr": -10.0 * math.log10(mse) if mse > 0 else math.nan,
             "rays_per_second": self.rays / seconds,
             "samples_per_second": self.samples / seconds,
+            **({"kept_samples_per_second": self.kept / seconds} if "kept" in self.method.stats else {}),
             "seconds": self.budget.elapsed(),
             "cpu_seconds": self.budget.cpu(),
             "peak_memory_gb": (peak_memory_bytes() or 0) / 1e9,
         }
+        if (there := peak_memory(self.method.device)) is not None:
+            row["peak_gpu_memory_gb"] = there / 1e9
         if len(self.terms) > 1:
             row |= {f"loss_{name}": float(term.detach()) for name, term in self.terms.items()}
         row |= {name: value for name, value in self.method.stats.items() if name not in SUMMED}
@@ -515,7 +556,7 @@ class Log:
             left = self.budget.elapsed() * (1 - fraction) / max(fraction, 1e-6)
             sys.stderr.write(f"{text}  {fraction:4.0%}, {left:.0f} s left\n")
             sys.stderr.flush()
-        self.last, self.rays, self.samples, self.steps = now, 0, 0, 0
+        self.last, self.rays, self.samples, self.kept, self.steps = now, 0, 0, 0, 0
         self.squares = self.loss = 0.0
 
     def _row(self, step: int, row: dict[str, Any]) -> None:

@@ -40,6 +40,13 @@ def parse(
     return arguments
 
 
+def chosen(words: Sequence[str], prefix: str) -> set[str]:
+    """Names of the options under "--PREFIX." that words set, as the dataclass has them."""
+    start = f"--{prefix}."
+    names = (word.partition("=")[0].removeprefix(start) for word in words if word.startswith(start))
+    return {name.replace("-", "_") for name in names}
+
+
 def option_names(arguments: Any, flat: tuple[str, ...] = ()) -> list[str]:
     """Every option as it is typed: "--out", "--scene.max-side", "--model.no-flag"."""
     names = ["--help"]

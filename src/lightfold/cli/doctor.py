@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
 
     torch.set_num_threads(machine.default_threads())
     advice: list[str] = []
-    rows = [*system(), *packages(), *kernels(advice), *devices(), *caches(advice)]
+    rows = [*system(), *packages(), *kernels(advice), *gpus(), *caches(advice)]
     if arguments.measure and machine.instruction_set() != "not built":
         rows += speed(advice)
     console.table(rows, title="lightfold doctor")
@@ -131,28 +131,39 @@ def _load() -> float | None:
     return share * (os.cpu_count() or 1)
 
 
-def devices() -> list[tuple[str, str]]:
-    """GPUs that PyTorch sees, and the kernels that ops on their tensors use. The verbs do not use them yet."""
-    import torch
+def gpus() -> list[tuple[str, str]]:
+    """Every device that PyTorch sees: the kernels that run on it and why, and what training changes there."""
+    from .. import devices
+    from ..ops.backend import triton_lacks
 
-    from ..ops import backend
-
-    kind, seen = "", []
-    if torch.cuda.is_available():
-        kind, seen = "cuda", [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    elif getattr(torch, "xpu", None) is not None and torch.xpu.is_available():
-        kind, seen = "xpu", [torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())]
-    elif torch.backends.mps.is_available():
-        kind, seen = "mps", ["Apple GPU"]
+    seen = [device for device in devices.present() if device != devices.CPU]
     if not seen:
-        return [("GPU", "none that PyTorch sees; none is needed")]
-    lacking = backend.triton_lacks(kind)
-    used = (
-        f"Triton {_triton_version()}, compiled for the device when first used and kept in Triton's cache"
-        if lacking is None
-        else f"plain PyTorch, which is slow, because {lacking}"
-    )
-    return [("GPU", f"{', '.join(seen)}; this version trains on the processor"), (f"kernels of '{kind}'", used)]
+        return [("GPU", "none that PyTorch sees; none is needed"), ("--device auto", "cpu")]
+    rows = []
+    for device in seen:
+        lacking = triton_lacks(device.type)
+        used = (
+            f"Triton {_triton_version()}, compiled for the device when first used and kept in Triton's cache"
+            if lacking is None
+            else f"plain PyTorch, which is slow, because {lacking}"
+        )
+        precision = "bfloat16" if devices.half_type("auto", device) else "float32"
+        size = devices.memory(device) or 0
+        rows.append((f"--device {device}", f"{devices.title(device)}, {size / 2**30:.0f} GiB; kernels: {used}"))
+        rows.append((f"  {device}", f"precision {precision}; options of ngp there: {_options()}"))
+    taken = devices.choose()
+    why = "" if taken != devices.CPU else "; MPS only when it is named, and other GPUs only with Triton"
+    return [*rows, ("--device auto", f"{devices.title(taken)}{why}")]
+
+
+def _options() -> str:
+    """What a training changes on a GPU where the user sets nothing."""
+    from ..config import for_gpu, lookup
+    from ..methods import METHODS
+
+    default = next(iter(METHODS))
+    sentence = for_gpu(default, lookup(default)[1])[1]
+    return "as on the processor" if sentence is None else sentence.partition(": ")[2].partition(" (")[0]
 
 
 def _triton_version() -> str:

@@ -42,6 +42,8 @@ class EvalArguments:
     """Which checkpoint. None: the newest."""
     capture: str | None = None
     """Where the pictures are now, if they were moved."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     devices: int = 1
     """Processes that share the views, one for each GPU, or sharing the cores where there is none."""
 
@@ -54,7 +56,7 @@ def main(words: list[str]) -> None:
     if workers.several(arguments.devices):
         workers.start(["eval", *words], arguments.devices)
         return
-    with workers.joined(arguments.devices) as world:
+    with workers.joined(arguments.devices, arguments.device) as world:
         score(arguments, world)
 
 
@@ -78,6 +80,7 @@ def score(arguments: EvalArguments, world: World | None) -> None:
         refine=arguments.refine,
         again=True,
         world=world,
+        device=arguments.device,
     )
     if world is not None and not world.is_first:
         return
@@ -95,8 +98,10 @@ def evaluate_run(
     refine: str = "none",
     again: bool = False,
     world: World | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Score a checkpoint and write eval.json. Unless `again`, scores of the same checkpoint that exist are returned."""
+    from ..devices import choose, title
     from ..evaluate import evaluate
     from . import steps
 
@@ -106,12 +111,14 @@ def evaluate_run(
     if written and written["protocol"].get("step") == step:
         console.say(f"The checkpoint of step {step} has been scored already.")
         return written
-    method = run.method(step)
+    method = run.method(step, choose(device, None if world is None else world.local_rank))
     protocol = {
         "capture": run.config.capture,
         "method": run.config.method,
         "step": step,
         "split": run.config.scene.split,
+        "device": title(method.device),
+        "trained_on": run.about.get("devices"),
         **{key: run.about.get(key) for key in ("processor", "instruction_set")},
     }
     with console.progress("scoring views") as report:

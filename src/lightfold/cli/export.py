@@ -56,6 +56,8 @@ class ExportArguments:
     """Also write one HTML file that turns the mesh or the points on a page, to send to somebody."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     formats: tuple[Literal["ply", "glb", "obj", "stl"], ...] = ("ply", "glb")
     """mesh: file formats, where --out does not say."""
     source: Literal["auto", "density", "fusion", "sdf", "poisson"] = "auto"
@@ -142,9 +144,10 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
     if dense and arguments.out is not None:
         _require_new(arguments.out)
     with stages() as progress:
+        from ..devices import choose
         from ..export.views import render_views
 
-        method = run.method(arguments.step)
+        method = run.method(arguments.step, choose(arguments.device))
         if arguments.what == "mesh":
             from ..export.mesh import source_of
 

@@ -102,6 +102,7 @@ def describe_run(run: Run) -> tuple[str, Rows, list[str]]:
         ("scene", f"{'bounded' if info.bounded else 'unbounded'}, near plane at {info.near:.3g}"),
         ("made", f"{about.get('created')} by lightfold {about.get('lightfold')}, torch {about.get('torch')}"),
         ("machine", f"{about.get('processor')}, {about.get('threads')} threads"),
+        ("device", f"{', then '.join(about.get('devices', ['none yet']))}; {about.get('precision', 'float32')}"),
     ]
     troubles: list[str] = []
     try:

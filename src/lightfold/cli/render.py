@@ -73,6 +73,8 @@ class RenderArguments:
     """The dataparser_transforms.json of the nerfstudio run in whose viewer a camera-path file was made."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     devices: int = 1
     """Processes that share the frames, one for each GPU, or sharing the cores where there is none."""
 
@@ -86,7 +88,7 @@ def main(words: list[str]) -> None:
     if workers.several(arguments.devices):
         workers.start(["render", *words], arguments.devices)
         return
-    with workers.joined(arguments.devices) as world:
+    with workers.joined(arguments.devices, arguments.device) as world:
         show(arguments, world)
 
 
@@ -131,6 +133,7 @@ def render_run(run: Run, arguments: RenderArguments, world: World | None = None)
     """What the arguments ask for."""
     import torch
 
+    from ..devices import choose
     from ..render import render_path, render_stills
     from . import steps
 
@@ -141,7 +144,8 @@ def render_run(run: Run, arguments: RenderArguments, world: World | None = None)
         raise ConfigError(f"--size must have an even width for vr180, and it is {arguments.size[0]}.")
     if viewing.layout != "mono" and len(arguments.outputs) > 1 and not arguments.stills and names is None:
         raise ConfigError("A stereo video has room for one of --outputs; render the others into videos of their own.")
-    method = run.method(steps.checkpoint_step(run, arguments.step, world))
+    place = None if world is None else world.local_rank
+    method = run.method(steps.checkpoint_step(run, arguments.step, world), choose(arguments.device, place))
     name = Path(arguments.path).stem if arguments.path.endswith(".json") else arguments.path
     for note in notes:
         console.remark(note)
@@ -271,7 +275,7 @@ def _lens(name: str) -> Lens | None:
     return lenses.get(name)
 
 
-def fly(run: Run, seconds: float, side: int) -> Path:
+def fly(run: Run, seconds: float, side: int, device: str = "auto") -> Path:
     """The video that `lightfold run` makes, unless there is one that is newer than the checkpoint."""
     from ..paths import suited_path
 
@@ -283,7 +287,7 @@ def fly(run: Run, seconds: float, side: int) -> Path:
         console.say("The video of this checkpoint exists already.")
         return out
     arguments = RenderArguments(
-        path=name, out=out, frames=max(1, round(seconds * FPS)), size=video_size(run.info, side)
+        path=name, out=out, frames=max(1, round(seconds * FPS)), size=video_size(run.info, side), device=device
     )
     for note in render_run(run, arguments).notes:
         console.remark(note)

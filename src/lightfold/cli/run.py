@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..report import write_report
 from ..run import Run, is_run
 from ..scene import Scene, SceneConfig
 from . import console, steps, workers
-from .arguments import parse
+from .arguments import chosen, parse
 from .claim import claimed, owner
 from .eval import evaluate_run, scores
 from .journey import FIELD, FILM, PAGE, POSES, VIDEO, Counts, Journey, shown
@@ -79,15 +79,15 @@ def main(words: list[str]) -> None:
     if not arguments.footage:
         raise ConfigError("Say what to make a field of: `lightfold run FOOTAGE`; see `lightfold run --help`.")
     try:
-        make(arguments)
+        make(arguments, chosen(words, "model"))
     except steps.Stopped:
         raise
     except KeyboardInterrupt as stop:
         raise steps.Stopped("Stopped. The same command goes on where it was; what is finished is kept.") from stop
 
 
-def make(arguments: RunArguments[Any]) -> None:
-    """Everything that remains to be done, and the summary."""
+def make(arguments: RunArguments[Any], own: Collection[str] = ()) -> None:
+    """Everything that remains to be done, and the summary. own: the method's options that the user has set."""
     source = Path(arguments.footage).expanduser()
     old = Run.open(source) if is_run(source) else None
     if old is not None:
@@ -95,7 +95,7 @@ def make(arguments: RunArguments[Any]) -> None:
     lacking = old is None and lacks_poses(source, arguments.format)
     with ExitStack() as stack:
         with shown(journey(arguments, old, lacking)) as way:
-            run, scene = begun(arguments, source, lacking) if old is None else steps.resume(old)
+            run, scene = begun(arguments, source, lacking, own) if old is None else steps.resume(old)
             stack.enter_context(claimed(run.path))
             console.say(f"The run is in {run.path}")
             try:
@@ -124,7 +124,7 @@ def journey(arguments: RunArguments[Any], old: Run | None, lacking: bool) -> Jou
     return Journey([*before, *FIELD, *film, *PAGE], counts)
 
 
-def begun(arguments: RunArguments[Any], source: Path, lacking: bool) -> tuple[Run, Scene]:
+def begun(arguments: RunArguments[Any], source: Path, lacking: bool, own: Collection[str] = ()) -> tuple[Run, Scene]:
     """The run and its scene: a new run, or the one of the same command that was stopped."""
     config = RunConfig(
         capture=str(posed(arguments, source) if lacking else source.resolve()),
@@ -134,10 +134,10 @@ def begun(arguments: RunArguments[Any], source: Path, lacking: bool) -> tuple[Ru
         train=arguments.train,
         format=arguments.format,
     )
-    return steps.begin(config, arguments.out or unfinished(config))
+    return steps.begin(config, arguments.out or unfinished(config, own), own)
 
 
-def unfinished(config: RunConfig) -> Path | None:
+def unfinished(config: RunConfig, own: Collection[str] = ()) -> Path | None:
     """The newest run of the same configuration, under a name that `lightfold run` gave, that has no report yet and that
     no other process is at work on; None without one."""
     name = config.method.replace(":", "-")
@@ -145,7 +145,8 @@ def unfinished(config: RunConfig) -> Path | None:
     numbered = (path for path in folder.glob(f"{glob.escape(name)}-*") if is_run(path))
     for path in sorted(numbered, key=lambda path: natural_key(path.name), reverse=True):
         with suppress(LightfoldError):
-            if Run.open(path).config == config and not (path / "report.html").exists() and owner(path) is None:
+            same = steps.same_command(Run.open(path), config, own)
+            if same and not (path / "report.html").exists() and owner(path) is None:
                 console.remark(f"Going on with {path}, which was not finished.")
                 return path
     return None
@@ -184,8 +185,9 @@ def finish(
     steps.train(run, scene, None if watch is None else watch.begin)
     if watch is not None:
         watch.training_ended()
-    result = evaluate_run(run, scene) if scene.info.test else {}
-    video = fly(run, seconds=video_seconds, side=video_side) if video_seconds > 0 else None
+    device = run.config.train.device
+    result = evaluate_run(run, scene, device=device) if scene.info.test else {}
+    video = fly(run, seconds=video_seconds, side=video_side, device=device) if video_seconds > 0 else None
     with console.progress("report"):
         report = write_report(run.path)
     rows = scores(result) if result else [("scores", "none: no views were held out (--scene.split)")]

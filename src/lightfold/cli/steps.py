@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from .. import machine, trainer
+from .. import devices, machine, trainer
 from ..capture import Capture
-from ..config import RunConfig, TrainConfig, from_yaml, to_yaml
+from ..config import RunConfig, TrainConfig, for_gpu, from_yaml, to_yaml
 from ..errors import CaptureError, ConfigError, RunError
 from ..formats import FORMATS, VIDEO_SUFFIXES, open_capture
 from ..methods import method_class
 from ..methods.base import Method
-from ..run import Run, is_run, next_folder
+from ..ops.backend import TRITON_DEVICES
+from ..run import Run, is_run, next_folder, placed
 from ..scene import Scene, SceneConfig, SceneInfo, load_scene
 from . import console
 
@@ -68,11 +69,20 @@ def capture_name(path: str | Path) -> str:
     return resolved.name or "capture"
 
 
-def begin(config: RunConfig, out: Path | None) -> tuple[Run, Scene]:
-    """A new run and its scene; or, when `out` is a run of the same configuration, that run with the new budget."""
+def begin(config: RunConfig, out: Path | None, chosen: Collection[str] = ()) -> tuple[Run, Scene]:
+    """A new run and its scene; or, when `out` is a run of the same configuration, that run with the new budget.
+
+    chosen: names of the method's options that the user has set, and that stay so whatever device there is.
+    """
     use_threads(config.train.threads)
+    device = device_of(config)
     if out is not None and is_run(out):
-        return resume(_same_run(out, config))
+        return resume(_same_run(out, config, chosen))
+    if device.type in TRITON_DEVICES:
+        model, sentence = for_gpu(config.method, config.model, chosen)
+        config = replace(config, model=model)
+        if sentence is not None:
+            console.say(sentence)
     scene = make_scene(posed_capture(config.capture, config.format), config.scene)
     folder = out or free_folder(config)
     run = Run.create(folder, config, scene.info)
@@ -105,8 +115,26 @@ def together(world: World | None, begun: Callable[[], tuple[Run, Scene]]) -> tup
     return run, scene
 
 
-def _same_run(out: Path, config: RunConfig) -> Run:
+def device_of(config: RunConfig, world: World | None = None) -> torch.device:
+    """The device that a run is to be trained on here. Raises ConfigError for one that is not here, or cannot do what is
+    asked for."""
+    device = devices.choose(config.train.device, None if world is None else world.local_rank)
+    half = devices.half_type(config.train.precision, device)
+    method = config.method.partition(":")[0]
+    if half is not None and config.train.precision != "auto" and not method_class(method).HALF:
+        raise ConfigError(f"{method} computes in float32 everywhere; leave --precision out.")
+    return device
+
+
+def same_command(run: Run, config: RunConfig, chosen: Collection[str] = ()) -> bool:
+    """Whether a run has this configuration, whichever kind of device it was begun on."""
+    return run.config in (config, replace(config, model=for_gpu(config.method, config.model, chosen)[0]))
+
+
+def _same_run(out: Path, config: RunConfig, chosen: Collection[str]) -> Run:
     run = Run.open(out)
+    if same_command(run, replace(config, train=run.config.train), chosen):
+        config = replace(config, model=run.config.model)
     for name in ("capture", "method", "model", "scene", "format"):
         if getattr(run.config, name) != getattr(config, name):
             raise RunError(
@@ -147,15 +175,24 @@ def train(
 ) -> None:
     """Train a run to the end of its budget, from its newest good checkpoint if it has one. `watch` makes an onlooker of
     the method; `world` is all processes that train it together."""
+    device = device_of(run.config, world)
     torch.manual_seed(run.config.train.seed)
     method = method_class(run.config.method.partition(":")[0])(run.config.model, run.info)
+    method = placed(method, run.config.train.precision, device)
+    scene = scene.on(device, run.config.scene.gpu_share)
+    precision = next(name for name, half in devices.PRECISIONS.items() if half == method.half_type)
+    if world is None or world.is_first:
+        run.used(devices.title(device), precision)
+    if device != devices.CPU:
+        where = "there too" if scene.holds_pictures else "in the machine's memory"
+        console.say(f"Training on {devices.title(device)} in {precision}, with the pictures {where}.")
     onlooker = None if watch is None else watch(method)
     try:
         trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
     except KeyboardInterrupt:
         # On several machines it is torchrun that goes on.
-        devices = "" if world is None or world.local_size < world.size else f" --devices {world.size}"
-        raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{devices}") from None
+        shared = "" if world is None or world.local_size < world.size else f" --devices {world.size}"
+        raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{shared}") from None
     finally:
         for note in run.notes:
             console.remark(note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..methods import METHODS
 from ..run import Run, is_run
 from ..scene import SceneConfig
 from . import console, steps, workers
-from .arguments import parse
+from .arguments import chosen, parse
 from .claim import claimed
 from .view import WatchArguments, watching
 
@@ -67,8 +67,8 @@ def main(words: list[str]) -> None:
     if workers.several(arguments.devices):
         start(arguments, words)
         return
-    with workers.joined(arguments.devices) as world:
-        train(arguments, world)
+    with workers.joined(arguments.devices, asked_for(arguments)) as world:
+        train(arguments, world, chosen(words, "model"))
 
 
 def start(arguments: TrainArguments[Any], words: list[str]) -> None:
@@ -83,15 +83,15 @@ def start(arguments: TrainArguments[Any], words: list[str]) -> None:
     workers.start(["train", *words], arguments.devices, workers.checkpoint_of(folder))
 
 
-def train(arguments: TrainArguments[Any], world: World | None) -> None:
-    """Begin a run or go on with one, alone or together with others."""
+def train(arguments: TrainArguments[Any], world: World | None, own: Collection[str] = ()) -> None:
+    """Begin a run or go on with one, alone or together with others. own: the method's options that the user has set."""
     if world is not None:
         refuse_watching(arguments)
 
     def begun() -> tuple[Run, Scene]:
         if not goes_on(arguments):
             config = run_config(arguments)
-            return steps.begin(config, arguments.out or begun_before(config))
+            return steps.begin(config, arguments.out or begun_before(config, own), own)
         only_budget(arguments)
         run = Run.open(arguments.what)
         steps.budget(run, arguments.train)
@@ -111,6 +111,14 @@ def train(arguments: TrainArguments[Any], world: World | None) -> None:
             watch.stay()
 
 
+def asked_for(arguments: TrainArguments[Any]) -> str:
+    """The device that is asked for: now, or when the run was begun."""
+    named = arguments.train.device
+    if named != TrainConfig().device or not goes_on(arguments):
+        return named
+    return Run.open(arguments.what).config.train.device
+
+
 def goes_on(arguments: TrainArguments[Any]) -> bool:
     """Whether a run was named, not a method and a capture."""
     return bool(arguments.what) and is_run(arguments.what) and not arguments.capture
@@ -125,7 +133,7 @@ def refuse_watching(arguments: TrainArguments[Any]) -> None:
         )
 
 
-def begun_before(config: RunConfig) -> Path | None:
+def begun_before(config: RunConfig, own: Collection[str] = ()) -> Path | None:
     """The run that this torchrun has begun already, in a folder that nobody named: it starts all processes again when
     one has died, and when a machine comes or goes."""
     torchrun = psutil.Process().parent()
@@ -134,7 +142,7 @@ def begun_before(config: RunConfig) -> Path | None:
     free = steps.free_folder(config)
     name, _, number = free.name.rpartition("-")
     last = free.with_name(f"{name}-{int(number) - 1}")
-    if not is_run(last) or Run.open(last).config != config:
+    if not is_run(last) or not steps.same_command(Run.open(last), config, own):
         return None
     return last if (last / "run.json").stat().st_mtime > torchrun.create_time() else None
 
@@ -195,5 +203,5 @@ def only_budget(arguments: TrainArguments[Any]) -> None:
         if getattr(arguments, name) != getattr(plain, name):
             raise ConfigError(
                 f"A run keeps the options it was begun with, so --{name} cannot change; "
-                "only the budget can (--minutes, --steps)."
+                "only the budget and the device can (--minutes, --steps, --device)."
             )

@@ -38,6 +38,8 @@ class ViewArguments:
     """The port. None: 7007, or the next that is free."""
     step: int | None = None
     """Which checkpoint. None: the newest."""
+    device: str = "auto"
+    """What computes: auto (a GPU that Triton has kernels for, else the processor), cpu, cuda, cuda:1, xpu or mps."""
     capture: Path | None = None
     """Where the pictures of a run are now. None: where they were; without them no photographs are shown."""
 
@@ -148,11 +150,12 @@ def announce(viewer: Viewer) -> None:
 
 def run_subject(arguments: ViewArguments) -> Subject:
     """A run with its field, and with its photographs if they are at hand."""
+    from ..devices import choose
     from ..run import Run
     from . import steps
 
     run = Run.open(arguments.what)
-    method = run.method(arguments.step)
+    method = run.method(arguments.step, choose(arguments.device))
     notes: list[str] = []
     try:
         scene = steps.scene_of(run, arguments.capture)

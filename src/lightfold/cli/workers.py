@@ -58,11 +58,15 @@ def several(devices: int) -> bool:
 
 
 @contextmanager
-def joined(devices: int = 1) -> Iterator[World | None]:
-    """All processes of this work, met; None where this one works alone, which costs nothing."""
+def joined(devices: int = 1, device: str = "auto") -> Iterator[World | None]:
+    """All processes of this work, met; None where this one works alone, which costs nothing.
+
+    device: what each of them computes on, as --device names it; each takes the GPU of its own place on the machine.
+    """
     if not TORCHRUN & set(os.environ):
         yield None
         return
+    from ..devices import choose
     from ..distributed import World, place
 
     found = place()
@@ -78,7 +82,7 @@ def joined(devices: int = 1) -> Iterator[World | None]:
         console.only_complain(f"Process {found.rank} of {found.size}")
     if PARENT in os.environ:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
-    world = World.join(found)
+    world = World.join(found, choose(device, found.local_rank).type)
     try:
         yield world
     finally:

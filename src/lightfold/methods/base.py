@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import devices
 from ..cameras import Camera, DirectionTable, Lens
-from ..errors import ConfigError
+from ..errors import ConfigError, LightfoldError
 from ..optim import Adam, Group
 from ..rays import Box
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
 
+
+log = logging.getLogger(__name__)
 
 STRIDE = 0x9E3779B1
 """Distance between the first steps of two seeds, modulo 2^32: neighbouring seeds meet only after billions of steps."""
@@ -52,19 +58,25 @@ def check_ranges(config: Any, *ranges: tuple[str, float, float]) -> None:
             raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(config, name)}.")
 
 
-def ray_chunks(camera: Camera, most: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rays of a whole picture, row by row, in chunks of at most `most`: (pixels, origin [n, 3], unit direction [n, 3]).
+def ray_chunks(camera: Camera, most: int, device: torch.device = devices.CPU) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rays of a whole picture, row by row, in chunks of at most `most`: (pixels, origin [n, 3], unit direction [n, 3]),
+    on a device.
 
     The lens is inverted once for the picture, however many chunks it takes.
     """
-    camera = camera.to(torch.float32)
+    computes = devices.exact(device)
+    for part, origin, direction in _ray_chunks(camera.to(torch.float32).to(computes), most, computes):
+        yield part, origin.to(device), direction.to(device)
+
+
+def _ray_chunks(camera: Camera, most: int, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor]]:
     parallel = camera.lens is Lens.ORTHOGRAPHIC
     # To invert a distorted lens at every pixel can take longer than the picture. Between knots it is exact enough.
     table = None if parallel else DirectionTable(camera, KNOTS)
     rotation, centre = camera.world_from_cam[:, :3], camera.center
     for begin in range(0, camera.height * camera.width, most):
         part = slice(begin, min(begin + most, camera.height * camera.width))
-        pixel = torch.arange(part.start, part.stop)
+        pixel = torch.arange(part.start, part.stop, device=device)
         column, row = pixel % camera.width, pixel // camera.width
         if table is None:
             rays = camera.rays(torch.stack([column, row], dim=1) + 0.5)
@@ -88,6 +100,46 @@ class Image:
     depth: Tensor
     normal: Tensor | None = None
 
+    def to(self, device: torch.device) -> Image:
+        """On another device."""
+        normal = None if self.normal is None else self.normal.to(device)
+        return Image(self.rgb.to(device), self.alpha.to(device), self.depth.to(device), normal)
+
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+LEAST_CHUNK = 64
+"""Rays at once below which a picture is given up for lack of memory."""
+
+
+def picture(render: FunctionT) -> FunctionT:
+    """What every method's `render` has around it: no gradients, the method's device, whatever thread it is called from,
+    and smaller chunks (`Method.chunk`) where memory is short. The picture comes back on the CPU."""
+
+    @wraps(render)
+    def rendered(method: Method, *arguments: Any, **named: Any) -> Image:
+        with torch.no_grad(), devices.current(method.device):
+            while True:
+                with suppress(devices.OutOfMemory):
+                    return cast(Image, render(method, *arguments, **named)).to(devices.CPU)
+                # Only here are the tensors of the attempt gone.
+                if not method.halve_chunk():
+                    remedy = "ask for a smaller picture, or say --device cpu"
+                    raise LightfoldError(devices.shortage(method.device, "a picture", remedy))
+
+    return cast(FunctionT, rendered)
+
+
+def asked(answer: FunctionT) -> FunctionT:
+    """What every answer at points [N, 3] has around it: no gradients, and the method's device; points may be anywhere,
+    and the answer is where they are."""
+
+    @wraps(answer)
+    def answered(method: Method, points: Tensor) -> Tensor:
+        with torch.no_grad(), devices.current(method.device):
+            return cast(Tensor, answer(method, points.to(method.device))).to(points.device)
+
+    return cast(FunctionT, answered)
+
 
 class Method(nn.Module):
     """A way to learn a scene. It pulls its own batches from the scene, so the trainer knows neither rays nor splats."""
@@ -99,13 +151,72 @@ class Method(nn.Module):
     TOGETHER: ClassVar[bool] = True
     """Whether several processes can train it together: whether all that changes its parameters and buffers is the
     optimiser, `stats`, and what `peaks` names."""
+    ON_GPU: ClassVar[dict[str, Any]] = {}
+    """Options that are larger on a GPU, where the user has not set them: a step must fill thousands of cores."""
+    ON_HOST: ClassVar[tuple[str, ...]] = ()
+    """Buffers that stay with the CPU wherever the method is: numbers by which the host decides what a step does. To
+    read them from a device would be to wait for it."""
+    BATCH: ClassVar[tuple[str, int]] = ("rays", 64)
+    """The option that says how large a batch is, which is halved where memory does not suffice, and its least value."""
+    HALF: ClassVar[bool] = False
+    """Whether it has networks or tables that may be read in half precision: those inside `computing`."""
 
     def __init__(self, config: Any, info: SceneInfo) -> None:
         super().__init__()
         self.config = config
         self.info = info
-        self.stats: dict[str, float] = {}
-        """Counts of the last step for the progress line: `rays` and `samples`."""
+        self.stats: dict[str, Any] = {}
+        """Counts of the last step for the progress line: `rays` and `samples`. On a GPU, values may be tensors there,
+        which the trainer makes numbers when they have arrived: `after_step` then reads those of some steps ago."""
+        self.half_type: torch.dtype | None = None
+        """Type in which networks multiply and tables are read, inside `computing`; None: single precision."""
+        self.halvings = 0
+        """How often the chunks of pictures were halved, for lack of memory."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are, and so where it computes."""
+        first = next(self.parameters(), None)
+        return devices.CPU if first is None else first.device
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Around the evaluation of networks and tables, and nothing else: within it positions lose digits too."""
+        if self.half_type is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.half_type)
+
+    def chunk(self, rays: int) -> int:
+        """How many rays of a picture to trace at once, where memory allows `rays`."""
+        return max(rays >> self.halvings, 1)
+
+    def halve_chunk(self) -> bool:
+        """Render in smaller chunks from now on; False where they are small enough already."""
+        if LEAST_CHUNK << self.halvings >= 1 << 16:
+            return False
+        self.halvings += 1
+        devices.release(self.device)
+        log.warning("Memory is short on %s: pictures are rendered in smaller chunks.", devices.title(self.device))
+        return True
+
+    def halve_batch(self) -> str | None:
+        """Train with half the batch from now on: what it is then, in words; None where it is as small as it may be."""
+        name, least = self.BATCH
+        size = getattr(self.config, name) // 2
+        if size < least:
+            return None
+        self.config = replace(self.config, **{name: size})
+        self.forget_drawn()
+        return f"{name} {size}"
+
+    def forget_drawn(self) -> None:
+        """Drop what was drawn ahead from the scene: it belongs to another state."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
+        # How `to` moves everything. What the host reads stays.
+        stays = {name: self._buffers[name] for name in self.ON_HOST}
+        super()._apply(fn, recurse)
+        self._buffers.update(stays)
+        return self
 
     def groups(self) -> list[Group]:
         """Every trainable parameter, once, with its learning rate and schedule."""
@@ -116,7 +227,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} must define loss()")
 
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
-        """Picture from a single camera of any lens, without gradients, in bounded memory.
+        """Picture from a single camera of any lens, without gradients, in bounded memory; see `picture`.
 
         `background` is a colour [3]; None means the scene's own, or black. Outside `crop` nothing is seen.
         """
@@ -137,7 +248,7 @@ class Method(nn.Module):
 # --- what only some methods can be asked ----------------------------------------------------------------------------
 #
 # A method has an ability when it has functions of these names: `isinstance(method, HasDensity)` asks. Points are given
-# in scene coordinates as [N, 3] float32, and answers come without gradients.
+# in scene coordinates as [N, 3] float32, and answers come without gradients, where the points are (see `asked`).
 
 
 @runtime_checkable

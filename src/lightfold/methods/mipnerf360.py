@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .. import devices
 from ..cameras import Camera
 from ..errors import ConfigError
 from ..geometry import contract_gaussian
@@ -38,7 +39,7 @@ from ..optim import Adam, Group, exponential_after, warm_up
 from ..proposal import resample, weights_from_density
 from ..rays import Box, Rays
 from ..spaces import space_of
-from .base import Image, Method
+from .base import Image, Method, asked, picture
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -307,6 +308,7 @@ class MipNeRF360(Method):
         "blender": PAPER_BLENDER,
         "llff": PAPER_LLFF,
     }
+    ON_HOST = ("fraction",)
     config: MipNeRF360Config
     background: Tensor
     fraction: Tensor
@@ -345,7 +347,7 @@ class MipNeRF360(Method):
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
         c = self.config
-        pixels = scene.pixels(c.rays, rng)
+        pixels = scene.pixels(c.rays, rng).to(self.device)
         alpha = pixels.alpha[:, None]
         true = pixels.rgb * alpha + (1.0 - alpha) * self.background
         seen = self.trace(pixels.rays, rng, float(self.fraction))
@@ -359,7 +361,7 @@ class MipNeRF360(Method):
         if self.distortion > 0:
             terms["distortion"] = self.distortion * distortion(edges, weights)
         asked = sum(c.proposal_samples) + c.samples
-        self.stats = {"rays": c.rays, "samples": c.rays * asked, "mse": float(mse(colour.detach(), true))}
+        self.stats = {"rays": c.rays, "samples": c.rays * asked, "mse": devices.number(mse(colour.detach(), true))}
         return terms
 
     def after_step(self, step: int, optim: Adam) -> None:
@@ -416,7 +418,7 @@ class MipNeRF360(Method):
         waves = integrated_encoding(direction, torch.zeros_like(direction), self.config.view_octaves)
         return torch.cat([direction, waves], dim=-1)
 
-    @torch.no_grad()
+    @asked
     def density_at(self, points: Tensor) -> Tensor:
         """Optical density [N] per scene unit at points [N, 3]; 0 outside the part of space that pictures show.
 
@@ -441,13 +443,13 @@ class MipNeRF360(Method):
             found.append(_scatter((density * squeeze)[:, 0], shown))
         return torch.cat(found) if found else torch.zeros(0)
 
-    @torch.no_grad()
+    @picture
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         background = self.background if background is None else background.to(self.background)
         near = self.info.near_for(camera)
         parts = []
-        for xy in torch.split(camera.pixel_grid(), self.config.chunk):
-            rays = camera.rays(xy).to(self.background.dtype)
+        for xy in torch.split(camera.pixel_grid(), self.chunk(self.config.chunk)):
+            rays = camera.rays(xy).to(self.background.dtype).to(self.device)
             rays = replace(rays, near=torch.full_like(rays.near, near))
             if crop is not None:
                 enter, leave = crop.span(rays.origin, rays.direction)

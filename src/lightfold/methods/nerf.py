@@ -33,13 +33,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .. import devices
 from ..cameras import Camera
 from ..errors import ConfigError
 from ..losses import mse
 from ..optim import Group, exponential_after
 from ..rays import Box, Rays, sample_pdf, stratified
 from ..spaces import space_of
-from .base import Image, Method
+from .base import Image, Method, picture
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -220,6 +221,7 @@ class NeRF(Method):
 
     Config = NeRFConfig
     PRESETS: ClassVar[dict[str, Any]] = {"": NeRFConfig(), "paper": PAPER, "paper-llff": PAPER_LLFF, "tiny": TINY}
+    ON_GPU: ClassVar[dict[str, int]] = {"rays": 4096, "chunk": 8192}
     background: Tensor
 
     def __init__(self, config: NeRFConfig, info: SceneInfo) -> None:
@@ -240,14 +242,13 @@ class NeRF(Method):
         return [Group("networks", params, lr=self.config.lr, betas=(0.9, 0.999), eps=1e-7, schedule=schedule)]
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
-        pixels = scene.pixels(self.config.rays, rng)
-        device = self.background.device
-        rgb, alpha = pixels.rgb.to(device), pixels.alpha.to(device)[:, None]
+        pixels = scene.pixels(self.config.rays, rng).to(self.device)
+        rgb, alpha = pixels.rgb, pixels.alpha[:, None]
         true = rgb * alpha + (1.0 - alpha) * self.background
-        coarse, fine = self.trace(pixels.rays.to(device), rng)
+        coarse, fine = self.trace(pixels.rays, rng)
         terms = {"fine": mse(fine.over(self.background), true), "coarse": mse(coarse.over(self.background), true)}
         evaluated = len(true) * (2 * self.config.coarse_samples + self.config.fine_samples)
-        self.stats = {"rays": len(true), "samples": evaluated, "mse": float(terms["fine"].detach())}
+        self.stats = {"rays": len(true), "samples": evaluated, "mse": devices.number(terms["fine"])}
         return terms
 
     def trace(self, rays: Rays, rng: Generator | None = None, cropped: bool = False) -> tuple[Traced, Traced]:
@@ -279,7 +280,7 @@ class NeRF(Method):
             delta = torch.cat([delta[:, :-1], torch.full_like(end, ENDLESS)], dim=-1)
         raw, rgb = field(points[:, :-1], rays.direction[:, None, :])
         if rng is not None and self.config.density_noise > 0:
-            raw = raw + self.config.density_noise * torch.randn(raw.shape, generator=rng).to(raw)
+            raw = raw + self.config.density_noise * devices.sent(torch.randn(raw.shape, generator=rng), raw.device)
         # ReLU is the paper's. Where it is 0 at every sample, no gradient is left: before a white background that is a
         # stable wrong answer, an all-white picture into which training can fall in its first steps. The authors' remedy
         # is to crop the first batches to the picture's middle; softplus(raw - 1), from mip-NeRF, needs no such luck: it
@@ -288,12 +289,12 @@ class NeRF(Method):
         weights = ray_weights(density, delta)
         return composite(weights, rgb, distance[:, :-1]), weights
 
-    @torch.no_grad()
+    @picture
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         background = self.background if background is None else background.to(self.background)
         rgb, alpha, depth = [], [], []
-        for xy in torch.split(camera.pixel_grid(), self.config.chunk):
-            rays = camera.rays(xy).to(self.background.device).to(self.background.dtype)
+        for xy in torch.split(camera.pixel_grid(), self.chunk(self.config.chunk)):
+            rays = camera.rays(xy).to(self.background.dtype).to(self.device)
             if crop is not None:
                 enter, leave = crop.span(rays.origin, rays.direction)
                 rays = replace(rays, near=torch.maximum(rays.near, enter), far=torch.minimum(rays.far, leave))

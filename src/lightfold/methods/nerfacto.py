@@ -27,6 +27,7 @@ The preset `big` has its sizes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .. import ops
+from .. import devices, ops
 from ..cameras import Camera
 from ..depth import KINDS, depth_loss
 from ..errors import ConfigError
@@ -45,7 +46,7 @@ from ..optim import Adam, Group, exponential_after
 from ..proposal import Spacing, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
-from .base import Image, Method, check_ranges, earlier, ray_chunks
+from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Pixels, Scene, SceneInfo
@@ -204,7 +205,7 @@ class Field(nn.Module):
 
     def open_levels(self, count: float) -> None:
         """Let only so many levels count, the next one in part (BARF: Lin et al. 2021, equation 14)."""
-        levels = torch.arange(self.grid.levels).repeat_interleave(self.grid.features)
+        levels = torch.arange(self.grid.levels, device=self.table.device).repeat_interleave(self.grid.features)
         share = (count - levels).clamp(0.0, 1.0)
         self.open = None if count >= self.grid.levels else 0.5 - 0.5 * torch.cos(math.pi * share)
 
@@ -276,6 +277,9 @@ class Nerfacto(Method):
         # For poses that are wrong by a degree.
         "noisy": NerfactoConfig(pose_lr=1e-3, pose_delay=200, coarse_until=0.5),
     }  # fmt: skip
+    ON_GPU: ClassVar[dict[str, int]] = {"rays": 4096}
+    ON_HOST = ("done",)
+    HALF = True
     BLOCK = 16
     """Batches drawn from the scene at a time."""
     COARSE = 4
@@ -346,7 +350,7 @@ class Nerfacto(Method):
         if self.poses is not None:
             with torch.set_grad_enabled(step >= c.pose_delay):
                 rays = self.poses.rays(rays)
-        background = torch.rand(len(rays), 3, generator=rng)
+        background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
         target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
         hit, bounded = self.bound(rays)
         code = None if self.codes is None else self.codes.of(bounded.view)
@@ -367,7 +371,7 @@ class Nerfacto(Method):
             terms["depth"] = c.depth * known
         terms |= seen.normal_terms
         per_ray = sum(c.proposal_samples) + c.samples
-        self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": float(error.detach())}
+        self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": devices.number(error)}
         return terms
 
     def batch(self, scene: Scene, step: int, rng: Generator) -> Pixels:
@@ -377,6 +381,7 @@ class Nerfacto(Method):
         if self._block is None or self._block[0] != block:
             count, draw = self.config.rays * self.BLOCK, earlier(rng, place + 2**31)
             pixels = scene.pixels(count, draw, depth=True) if self.config.depth > 0 else scene.pixels(count, draw)
+            pixels = pixels.to(self.device)
             parts = [slice(i, i + self.config.rays) for i in range(0, count, self.config.rays)]
             self._block = block, [_cut(pixels, part) for part in parts]
         return self._block[1][place]
@@ -400,7 +405,7 @@ class Nerfacto(Method):
     ) -> Traced:
         """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
         c, count = self.config, len(rays)
-        edges_s, weights = torch.tensor([[0.0, 1.0]]).expand(count, 2), torch.ones(count, 1)
+        edges_s, weights = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2), rays.near.new_ones(count, 1)
         levels = []
         # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
         fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
@@ -408,13 +413,16 @@ class Nerfacto(Method):
             for proposal, n in zip(self.proposals, c.proposal_samples, strict=True):
                 edges_s = resample(edges_s, weights.detach() + c.padding, n, rng, anneal=anneal)
                 edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
-                density = proposal.density(self.unit(fixed, edges))
+                unit = self.unit(fixed, edges)
+                with self.computing():
+                    density = proposal.density(unit)
                 weights = weights_from_density(density.view(count, n), edges)
                 levels.append((edges_s, weights))
         edges_s = resample(edges_s, weights.detach() + c.padding, c.samples, rng, anneal=anneal)
         edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
         unit = self.unit(rays, edges)
-        density, geometry = self.field.density(unit)
+        with self.computing():
+            density, geometry = self.field.density(unit)
         weights = weights_from_density(density.view(count, c.samples), edges)
         levels.append((edges_s, weights))
         # Colour only where it counts.
@@ -425,12 +433,14 @@ class Nerfacto(Method):
         if code is not None:
             of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
         features, weight = geometry.index_select(0, kept), flat.index_select(0, kept)[:, None]
-        rgb = torch.zeros(count, 3).index_add(0, ray, weight * self.field.colour(features, of_ray.index_select(0, ray)))
+        with self.computing():
+            colour = self.field.colour(features, of_ray.index_select(0, ray))
+        rgb = weight.new_zeros(count, 3).index_add(0, ray, weight * colour)
         normal, terms = None, {}
         if self.field.normal_network is not None:
             points = unit.index_select(0, kept)
             normals = self.field.normal(features, points)
-            normal = torch.zeros(count, 3).index_add(0, ray, weight * normals)
+            normal = weight.new_zeros(count, 3).index_add(0, ray, weight * normals)
             if rng is not None:
                 terms = self.normal_losses(normals, points, weight.detach()[:, 0], rays.direction[ray], count)
         depth = (weights * 0.5 * (edges[:, 1:] + edges[:, :-1])).sum(-1)
@@ -458,29 +468,33 @@ class Nerfacto(Method):
     def colours(self, rays: Rays, code: Tensor | None, background: Tensor) -> Tensor:
         """Colours [R, 3] of rays over a background [3], differentiable with respect to rays and code [A]; what
         `refine.refine_view` asks for."""
+        device = rays.origin.device
+        rays, background = rays.to(self.device), background.to(self.device)
         hit, bounded = self.bound(rays)
-        code = self.novel_code() if code is None else code
+        code = self.novel_code() if code is None else code.to(self.device)
         seen = self.trace(bounded, code, None)
-        return background.expand(len(rays), 3).index_add(0, hit, seen.rgb - seen.alpha[:, None] * background)
+        shown = background.expand(len(rays), 3).index_add(0, hit, seen.rgb - seen.alpha[:, None] * background)
+        return shown.to(device)
 
     def novel_code(self) -> Tensor | None:
         """[A] the appearance of pictures that were not trained on: the mean of the training codes."""
         return None if self.codes is None else self.codes.novel()
 
-    @torch.no_grad()
+    @picture
     @ops.own_threads()
     def render(
         self, camera: Camera, background: Tensor | None = None, crop: Box | None = None, code: Tensor | None = None
     ) -> Image:
         """Picture of any camera, in chunks of rows; with an appearance code [A], or that of novel views."""
-        height, width, info = camera.height, camera.width, self.info
+        height, width, info, device = camera.height, camera.width, self.info, self.device
         colour = torch.tensor(info.background or (0.0, 0.0, 0.0)) if background is None else background.float()
+        colour = colour.to(device)
         rgb = colour.expand(height * width, 3).contiguous()
-        alpha, depth = torch.zeros(height * width), torch.zeros(height * width)
-        normal = torch.zeros(height * width, 3) if self.config.normals else None
-        code = self.novel_code() if code is None else code
+        alpha, depth = rgb.new_zeros(height * width), rgb.new_zeros(height * width)
+        normal = torch.zeros_like(rgb) if self.config.normals else None
+        code = self.novel_code() if code is None else code.to(device)
         near, far = torch.tensor(info.near_for(camera)), torch.tensor(info.far)
-        for part, origin, direction in ray_chunks(camera, 1 << 13):
+        for part, origin, direction in ray_chunks(camera, self.chunk(1 << 13), device):
             hit, bounded = self.bound(Rays(origin, direction, near=near, far=far), crop)
             seen, place = self.trace(bounded, code, None), hit + part.start
             rgb[place] += seen.rgb - seen.alpha[:, None] * colour
@@ -496,16 +510,26 @@ class Nerfacto(Method):
             None if normal is None else normal.view(*shape, 3),
         )
 
-    @torch.no_grad()
+    @asked
     def density_at(self, points: Tensor) -> Tensor:
         """Density [N] per scene unit at points [N, 3] of the scene; 0 outside the cube of a bounded one."""
-        density = self.field.density(to_unit(points, not self.info.bounded))[0]
-        outside = points.abs().amax(1) > 1 if self.info.bounded else torch.zeros(len(points), dtype=torch.bool)
+        with self.computing():
+            density = self.field.density(to_unit(points, not self.info.bounded))[0]
+        outside = points.abs().amax(1) > 1 if self.info.bounded else points.new_zeros(len(points), dtype=torch.bool)
         return density.masked_fill(outside, 0.0)
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As usual; the block of drawn pixels belongs to the old state and is forgotten."""
+    def forget_drawn(self) -> None:
+        """The block of drawn pixels."""
         self._block = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Nerfacto:
+        super()._apply(fn, recurse)
+        self._open_levels()  # What the field keeps of them follows it.
+        return self
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As usual; what was drawn belongs to the old state."""
+        self.forget_drawn()
         loaded = super().load_state_dict(state_dict, strict, assign)
         self._open_levels()
         return loaded

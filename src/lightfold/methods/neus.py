@@ -51,7 +51,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from .. import ops
+from .. import devices, ops
 from ..cameras import Camera
 from ..errors import ConfigError
 from ..geometry import contract_cube
@@ -59,7 +59,7 @@ from ..ops import HashGrid
 from ..ops.march import cell_centres, pack_bits
 from ..optim import Adam, Group, exponential_after, warm_up
 from ..rays import Box
-from .base import Image, Method, check_ranges, ray_chunks
+from .base import Image, Method, asked, check_ranges, picture, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -385,7 +385,7 @@ class WaveField(DistanceField):
         self.layers = nn.ModuleList(weight_norm(layer) for layer in self.layers)
 
     def forward(self, points: Tensor) -> Tensor:
-        angle = 2.0 ** torch.arange(self.OCTAVES, dtype=points.dtype)[:, None] * points[:, None]
+        angle = 2.0 ** torch.arange(self.OCTAVES, dtype=points.dtype, device=points.device)[:, None] * points[:, None]
         encoded = torch.cat([points, angle.sin().flatten(1), angle.cos().flatten(1)], dim=1)
         hidden = encoded
         for i, layer in enumerate(self.layers):
@@ -435,13 +435,13 @@ class Background(nn.Module):
         self, origin: Tensor, direction: Tensor, start: Tensor, end: Tensor, opaque: bool, rng: Generator | None
     ) -> ops.Composite:
         """What rays see between two distances [R]. `opaque`: whatever light is left ends in the last interval."""
-        rays, n = len(origin), self.samples
+        rays, n, device = len(origin), self.samples, origin.device
         jitter = torch.rand(rays, n + 1, generator=rng) if rng is not None else torch.full((rays, n + 1), 0.5)
-        s = (torch.arange(n + 1) + jitter - 0.5).clamp(0, n) / n
+        s = devices.sent((torch.arange(n + 1) + jitter - 0.5).clamp(0, n) / n, device)
         # Even steps in 1 / (t + 1): about one's own size nearby, and out to the horizon in a finite number of them.
         t = 1.0 / torch.lerp(1.0 / (start[:, None] + 1.0), 1.0 / (end[:, None] + 1.0), s) - 1.0
         t0, t1 = t[:, :-1], torch.maximum(t[:, 1:], t[:, :-1] + 1e-6)
-        ray, middle = torch.arange(rays).repeat_interleave(n), 0.5 * (t0 + t1)
+        ray, middle = torch.arange(rays, device=device).repeat_interleave(n), 0.5 * (t0 + t1)
         points = origin[ray] + middle.reshape(-1, 1) * direction[ray]
         encoded = ops.hash_encode(0.25 * contract_cube(points) + 0.5, self.table, self.grid)
         features = ops.mlp(encoded, list(self.density))
@@ -450,9 +450,9 @@ class Background(nn.Module):
         # Softplus, not exp, and per unit of the steps' own measure: no sample can hide all those behind it at once.
         density = softplus(features[:, 0] + 1.0).reshape(rays, n) / (1.0 + middle)
         if opaque:
-            density = torch.where(torch.arange(n) == n - 1, 1e3 / (t1 - t0), density)
+            density = torch.where(torch.arange(n, device=device) == n - 1, 1e3 / (t1 - t0), density)
         flat = [x.reshape(-1) for x in (density, t0, t1)]
-        return ops.composite(flat[0], rgb, flat[1], flat[2], torch.arange(rays + 1) * n)
+        return ops.composite(flat[0], rgb, flat[1], flat[2], torch.arange(rays + 1, device=device) * n)
 
 
 # ---------------------------------------------------------------------------------------------------- where samples lie
@@ -491,10 +491,11 @@ def near_surface(field: DistanceField, size: int, inv_s: float) -> Tensor:
 
     f at the middle of a block of 4 x 4 x 4 cells decides whether its cells are looked at one by one.
     """
-    cells = cell_centres(0, size).reshape(-1, 64, 3)
+    device = next(field.parameters()).device
+    cells = cell_centres(0, size).reshape(-1, 64, 3).to(device)
     half = math.sqrt(3.0) / size * SLACK
     blocks = field.value(cells.mean(dim=1)).abs() < REACH / inv_s + 4 * half
-    near = torch.zeros(len(cells), 64, dtype=torch.bool)
+    near = torch.zeros(len(cells), 64, dtype=torch.bool, device=device)
     chosen = cells[blocks]
     values = [field.value(part.reshape(-1, 3)).abs() for part in chosen.split(1024)]
     near[blocks] = (torch.cat(values) < REACH / inv_s + half).reshape(-1, 64) if values else near[blocks]
@@ -527,7 +528,7 @@ def intervals(
     )
     widest = int(count.max()) if len(count) else 0
     t0, length = t0[:, :widest], length[:, :widest]
-    there = torch.arange(widest) < count[:, None]
+    there = torch.arange(widest, device=count.device) < count[:, None]
     ray, place = there.nonzero(as_tuple=True)
     t0, length = torch.where(there, t0, 0.0), torch.where(there, length, step)
     points = origin[ray] + (t0[ray, place] + 0.5 * step)[:, None] * direction[ray]
@@ -590,6 +591,9 @@ class NeuS(Method):
             geometry=31, batch=4096,
         ),
     }  # fmt: skip
+
+    ON_HOST = ("rays", "trained")
+    BATCH = ("batch", 256)
 
     bits: Tensor
     rays: Tensor
@@ -670,7 +674,7 @@ class NeuS(Method):
         """
         self._follow(step)
         c = self.config
-        pixels = scene.pixels(int(self.rays), rng)
+        pixels = scene.pixels(int(self.rays), rng).to(self.device)
         rays = pixels.rays
         valid = (rays.origin + rays.direction).isfinite().all(dim=1)
         origin, direction, near, far = (
@@ -678,11 +682,11 @@ class NeuS(Method):
         )
         rgb, alpha = pixels.rgb[valid], pixels.alpha[valid]
         seed = int(torch.randint(1, 2**62, (1,), generator=rng))
-        apart = torch.rand(max(c.batch // 8, 64), 3, generator=rng) * 2 - 1
+        apart = devices.sent(torch.rand(max(c.batch // 8, 64), 3, generator=rng) * 2 - 1, self.device)
         traced = self.trace(origin, direction, near, far, seed, train=True, apart=apart)
         if self.background is None:
             # Random colours behind both picture and truth: opacity cannot pass for colour, nor colour for opacity.
-            behind = torch.rand(len(rgb), 3, generator=rng)
+            behind = devices.sent(torch.rand(len(rgb), 3, generator=rng), self.device)
             truth = torch.lerp(behind, rgb, alpha[:, None])
         else:
             behind, truth = self._beyond(origin, direction, near, far, traced.opacity, True, rng)[0], rgb
@@ -699,8 +703,8 @@ class NeuS(Method):
             "rays": len(rgb),
             "samples": traced.at.evaluated,
             "kept": len(traced.at.ray),
-            "mse": float(_mean(error.detach().square())),
-            "inv_s": float(self.inv_s.detach()),
+            "mse": devices.number(_mean(error.detach().square())),
+            "inv_s": devices.number(self.inv_s),
         }
         return terms
 
@@ -763,26 +767,26 @@ class NeuS(Method):
         start = torch.maximum(leaving_cube(origin, direction), near)
         thin = ((opacity < 1.0 - 1e-3) & (start < far)).nonzero()[:, 0]
         seen = self.background(origin[thin], direction[thin], start[thin], far[thin], opaque, rng)
-        blank = torch.zeros(len(origin))
-        colour = torch.zeros(len(origin), 3).index_put((thin,), seen.colour)
+        blank = origin.new_zeros(len(origin))
+        colour = torch.zeros_like(origin).index_put((thin,), seen.colour)
         return colour, blank.index_put((thin,), seen.opacity), blank.index_put((thin,), seen.depth)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @picture
     @ops.own_threads()
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         """Picture of any camera in chunks of rays, with normals. `background` is seen where nothing is learnt."""
         size = camera.height * camera.width
         plain = torch.zeros(3) if self.info.background is None else torch.tensor(self.info.background)
-        plain = plain if background is None else background.float()
-        rgb, normal = plain.expand(size, 3).clone(), torch.zeros(size, 3)
-        alpha, depth = torch.zeros(size), torch.zeros(size)
+        plain = (plain if background is None else background.float()).to(self.device)
+        rgb, normal = plain.expand(size, 3).clone(), plain.new_zeros(size, 3)
+        alpha, depth = plain.new_zeros(size), plain.new_zeros(size)
         lowest = self.info.near_for(camera)
-        for part, origin, direction in ray_chunks(camera, 4096):
-            index = torch.arange(part.start, part.stop)[(origin + direction).isfinite().all(dim=1)]
+        for part, origin, direction in ray_chunks(camera, self.chunk(4096), self.device):
+            index = (origin + direction).isfinite().all(dim=1).nonzero()[:, 0] + part.start
             origin, direction = origin[index - part.start].contiguous(), direction[index - part.start].contiguous()
-            near, far = torch.full((len(index),), lowest), torch.full((len(index),), self.info.far)
+            near, far = origin.new_full((len(index),), lowest), origin.new_full((len(index),), self.info.far)
             if crop is not None:
                 enter, leave = crop.span(origin, direction)
                 near, far = torch.maximum(near, enter), torch.minimum(far, leave)
@@ -796,14 +800,14 @@ class NeuS(Method):
             rgb[index] = colour + (1.0 - opacity)[:, None] * plain
             alpha[index] = opacity
             depth[index] = torch.where(opacity > 1e-3, distance / opacity.clamp(min=1e-3), 0.0)
-            summed = torch.zeros(len(index), 3)
+            summed = torch.zeros_like(origin)
             summed.index_add_(0, seen.at.ray, seen.weight[:, None] * seen.sampled.gradient)
             normal[index] = torch.where(seen.opacity[:, None] > 1e-3, summed / _length(summed)[:, None], 0.0)
         shape = (camera.height, camera.width)
         rgb, normal = rgb.clamp(0.0, 1.0).view(*shape, 3), normal.view(*shape, 3)
         return Image(rgb, alpha.clamp(0.0, 1.0).view(shape), depth.view(shape), normal)
 
-    @torch.no_grad()
+    @asked
     @ops.own_threads()
     def sdf_at(self, points: Tensor) -> Tensor:
         """Signed distance [N] in scene units at points [N, 3] of the scene, positive outside.

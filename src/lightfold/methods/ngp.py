@@ -5,7 +5,7 @@
     picture = sum of w_i c_i along the ray, over samples in occupied cells (`ops.radiance`)
 
 What differs from the paper, because a CPU is the target: few rays and many steps (a batch of some 25 thousand
-samples, where a GPU wants 2^18); eight levels of four features, which halve the table look-ups;
+samples; on a GPU it is 2^18); eight levels of four features, which halve the table look-ups;
 the "line" layout of the table; and, for unbounded captures, contracted coordinates (mip-NeRF 360) under an occupancy
 pyramid in straight ones, so that the background needs no larger table.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from .. import ops
+from .. import devices, ops
 from ..cameras import Camera
 from ..errors import ConfigError
 from ..fields import OccupancyGrid
@@ -26,7 +26,7 @@ from ..ops import HashGrid, Radiance, Tracing
 from ..ops.march import cell_of
 from ..optim import Adam, Group, constant, exponential_after
 from ..rays import Box
-from .base import Image, Method, check_ranges, earlier, ray_chunks
+from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -130,6 +130,10 @@ class NGP(Method):
             table_lr=3e-2,
         ),
     }
+    ON_GPU: ClassVar[dict[str, int]] = {"batch": 1 << 18}
+    ON_HOST = ("widen", "rays", "_per_ray")
+    BATCH = ("batch", 1024)
+    HALF = True
     BLOCK = 16
     """Batches drawn from the scene at a time, and steps between two updates of the occupancy grid."""
 
@@ -200,30 +204,30 @@ class NGP(Method):
             self.occupancy.carve(scene)
         if self.table.grad is None:  # somebody's zero_grad has thrown it away
             self.table.grad = torch.zeros_like(self.table)
-        device = self.table.device
-        origin, direction, near, far, rgb, alpha = (t.to(device) for t in self.batch(scene, step, rng))
-        background = torch.rand(len(rgb), 3, generator=rng).to(device)
+        origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
+        background = devices.sent(torch.rand(len(rgb), 3, generator=rng), self.device)
         target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb
-        result = ops.train_rays(
-            self.field(),
-            self.training_tracing(step),
-            origin,
-            direction,
-            near,
-            far,
-            background,
-            target,
-            seed=int(torch.randint(1, 2**62, (1,), generator=rng)),
-            huber=c.huber,
-            distortion=c.distortion,
-            table_gradient=self.table.grad,
-            touched=self.touched,
-        )
+        with self.computing():
+            result = ops.train_rays(
+                self.field(),
+                self.training_tracing(step),
+                origin,
+                direction,
+                near,
+                far,
+                background,
+                target,
+                seed=int(torch.randint(1, 2**62, (1,), generator=rng)),
+                huber=c.huber,
+                distortion=c.distortion,
+                table_gradient=self.table.grad,
+                touched=self.touched,
+            )
         self.stats = {
             "rays": len(rgb),
-            "samples": int(result.picture.evaluated),
-            "kept": int(result.picture.kept),
-            "mse": float(result.squared_error),
+            "samples": result.picture.evaluated,
+            "kept": result.picture.kept,
+            "mse": result.squared_error,
         }
         return {"colour": result.loss}
 
@@ -239,24 +243,30 @@ class NGP(Method):
             pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place + 2**31))
             rays = pixels.rays
             drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
-            self._block = block, list(zip(*(t.contiguous().chunk(self.BLOCK) for t in drawn), strict=True))
+            there = [devices.sent(t.contiguous(), self.device) for t in drawn]
+            self._block = block, list(zip(*(t.chunk(self.BLOCK) for t in there), strict=True))
         return self._block[1][place]
 
     def after_step(self, step: int, optim: Adam) -> None:
         """Fit step lengths to the sample budget; every BLOCK steps, fit the number of rays and refresh the grid.
 
         Steps longer than a cell would jump over thin matter, so they are only for the time when the grid is full and
-        the field a fog: `widen` falls back to 1 as soon as the budget allows.
+        the field a fog: `widen` falls back to 1 as soon as the budget allows. On a GPU the counts are those of some
+        steps ago. A change is made there once in a block, so that counts from before the last one never ask for it
+        again.
         """
-        c = self.config
-        per_ray = self.stats["samples"] / self.stats["rays"]
-        change = min(max(per_ray / c.samples, 0.9), 1.1)
-        self.widen.fill_(min(max(float(self.widen) * change, 1.0), 8.0))
-        self._per_ray += 0.1 * (per_ray - self._per_ray)
-        if step % self.BLOCK == self.BLOCK - 1:
+        c, last, at_once = self.config, step % self.BLOCK == self.BLOCK - 1, self.device.type == "cpu"
+        if last or at_once:
+            least, most, share = (0.9, 1.1, 0.1) if at_once else (0.5, 2.0, 0.5)
+            per_ray = float(self.stats["samples"]) / self.stats["rays"]
+            change = min(max(per_ray / c.samples, least), most)
+            self.widen.fill_(min(max(float(self.widen) * change, 1.0), 8.0))
+            self._per_ray += share * (per_ray - self._per_ray)
+        if last:
             self.rays.fill_(self._whole_groups(self._batch(step) / max(float(self._per_ray), 1.0)))
             rng = torch.Generator().manual_seed(step)
-            self.occupancy.update(lambda points: ops.density_at(self.field(), points), c.probes, rng)
+            with self.computing():
+                self.occupancy.update(lambda points: ops.density_at(self.field(), points), c.probes, rng)
 
     def peaks(self, step: int | None = None) -> list[Tensor]:
         """What training's samples have found in the cells of the occupancy grid."""
@@ -267,33 +277,39 @@ class NGP(Method):
         grown = 0.25 + 0.75 * step / self.config.ramp if self.config.ramp else 1.0
         return self.config.batch * min(grown, 1.0)
 
-    @staticmethod
-    def _whole_groups(rays: float) -> int:
+    def _whole_groups(self, rays: float) -> int:
         """A number of rays that the kernels' tasks divide evenly, within reason."""
-        return min(max(round(rays / 64), 1), 512) * 64
+        return min(max(round(rays / 64), 1), max(128, self.config.batch // 256)) * 64
 
-    @torch.no_grad()
+    def halve_batch(self) -> str | None:
+        """As usual, and at once: the number of rays would follow only later."""
+        half = super().halve_batch()
+        if half is not None:
+            self.rays.fill_(self._whole_groups(int(self.rays) / 2))
+        return half
+
+    @picture
     @ops.own_threads()
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         """Picture of any camera, in chunks of rows."""
-        height, width = camera.height, camera.width
+        height, width, device = camera.height, camera.width, self.device
         colour = torch.zeros(3) if background is None else background.float()
         if background is None and self.info.background is not None:
             colour = torch.tensor(self.info.background)
-        rgb, alpha, depth = torch.empty(height * width, 3), torch.empty(height * width), torch.empty(height * width)
+        colour, size = colour.to(device), height * width
+        rgb, alpha, depth = (torch.empty(shape, device=device) for shape in ((size, 3), (size,), (size,)))
         field, tracing = self.field(), self.rendering_tracing()
-        near, device = self.info.near_for(camera), self.table.device
-        for part, origin, direction in ray_chunks(camera, 1 << 16):
+        near = self.info.near_for(camera)
+        for part, origin, direction in ray_chunks(camera, self.chunk(1 << 16), device):
             n = len(origin)
-            begin, end = torch.full((n,), near), torch.full((n,), self.info.far)
+            begin, end = torch.full((n,), near, device=device), torch.full((n,), self.info.far, device=device)
             if crop is not None:
                 enter, leave = crop.span(origin, direction)
                 begin, end = torch.maximum(begin, enter), torch.minimum(end, leave)
-            rays = (origin, direction, begin, end, colour.expand(n, 3).contiguous())
-            origin, direction, begin, end, behind = (t.to(device) for t in rays)
-            picture = ops.render_rays(field, tracing, origin, direction, begin, end, behind)
-            rgb[part], alpha[part] = picture.rgb.clamp(0, 1), picture.opacity
-            depth[part] = torch.where(picture.opacity > 1e-3, picture.depth / picture.opacity.clamp(min=1e-3), 0)
+            with self.computing():
+                seen = ops.render_rays(field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous())
+            rgb[part], alpha[part] = seen.rgb.clamp(0, 1), seen.opacity
+            depth[part] = torch.where(seen.opacity > 1e-3, seen.depth / seen.opacity.clamp(min=1e-3), 0)
         shape = (height, width)
         return Image(rgb.view(*shape, 3), alpha.view(shape), depth.view(shape))
 
@@ -302,27 +318,32 @@ class NGP(Method):
         """Width of the finest occupancy cells (see `base.HasOccupancy`)."""
         return 2.0 / self.occupancy.size
 
-    @torch.no_grad()
+    @asked
     def occupied_at(self, points: Tensor) -> Tensor:
         """[N] bool: points [N, 3] that lie in occupied cells."""
         grid = self.occupancy
         cell = cell_of(points, grid.cascades, grid.size)
         reached = points.abs().amax(dim=1) <= 2.0 ** (grid.cascades - 1)
-        word = grid.bits[(cell >> 6).to(grid.bits.device)].to(points.device)
+        word = grid.bits[cell >> 6]
         return ((word >> (cell & 63)) & 1).bool() & reached
 
-    @torch.no_grad()
+    @asked
     def density_at(self, points: Tensor) -> Tensor:
         """Density [N] at points [N, 3], 0 outside occupied cells: the network was never asked there, and what it says
         means nothing."""
         density = points.new_zeros(len(points))
         inside = self.occupied_at(points).nonzero()[:, 0]
-        density[inside] = ops.density_at(self.field(), points[inside].to(self.table.device)).to(points.device)
+        with self.computing():
+            density[inside] = ops.density_at(self.field(), points[inside])
         return density
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As usual; the block of drawn pixels belongs to the old state and is forgotten."""
+    def forget_drawn(self) -> None:
+        """The block of drawn pixels."""
         self._block = None
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As usual; what was drawn belongs to the old state."""
+        self.forget_drawn()
         return super().load_state_dict(state_dict, strict, assign)
 
 

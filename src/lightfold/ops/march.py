@@ -112,7 +112,7 @@ def cell_of(points: Tensor, cascades: int, size: int) -> Tensor:
     reach = points.abs().amax(dim=1)
     k = torch.frexp(reach.float())[1]
     k = torch.where(torch.ldexp(torch.ones_like(reach), k - 1) >= reach, k - 1, k).clamp(0, cascades - 1)
-    unit = torch.ldexp(points.double(), -k[:, None])
+    unit = torch.ldexp(points, -k[:, None])  # Exact in any precision, as only the exponent changes.
     cell = ((unit.float() * (0.5 * size)) + 0.5 * size).long().clamp(0, size - 1)
     block, inner = cell // 4, cell % 4
     word = ((k * (size // 4) + block[:, 2]) * (size // 4) + block[:, 1]) * (size // 4) + block[:, 0]

@@ -341,7 +341,7 @@ class _TrainRaysOnGPU(torch.autograd.Function):
         terms, apart = max(3 * count, 1), sums[2] / max(count, 1)
         picture = Picture(trained.rgb, trained.opacity, trained.depth, trained.evaluated[0], trained.kept.total[0])
         saved["report"] = (sums[1] / terms, apart, picture)
-        ctx.pack = (kernels, field, trained, table_gradient, touched)
+        ctx.pack = (kernels, field, trained, terms, table_gradient, touched)
         return sums[0] / terms + distortion * apart
 
     @staticmethod
@@ -349,8 +349,9 @@ class _TrainRaysOnGPU(torch.autograd.Function):
         refuse_second_order("train_rays")
         if ctx.pack is None:
             raise RuntimeError("train_rays: backward() was called twice; its buffers serve the next step by then")
-        kernels, field, trained, into, touched = ctx.pack
+        kernels, field, trained, terms, into, touched = ctx.pack
         ctx.pack = None
+        upstream = upstream / terms
         d_table = torch.zeros_like(field.table) if into is None else into
         kernels.scatter_gradient(field, trained, upstream, d_table)
         if touched is not None:

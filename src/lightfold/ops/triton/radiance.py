@@ -117,7 +117,8 @@ def train(
     field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], target: Tensor, seed: int, huber: float,
     distortion: float, half: torch.dtype | None,
 ) -> Trained:  # fmt: skip
-    """A batch's picture, loss and gradients."""
+    """A batch's picture, loss and gradients, which are those of 3 R times the loss: half precision, in which networks
+    multiply them, has no numbers as small as those of a mean over many rays."""
     *lines, background = rays
     count = lines[0].shape[0]
     seen = _see(field, tracing, lines, seed, 0, half, exact=False)
@@ -207,8 +208,8 @@ def _shade(
     if rays:
         _shade_kernel[(blocks(rays, RAYS),)](
             colour, kept.weight, kept.sigma, kept.after, kept.middle, kept.length, kept.offset, seen.left, background,
-            target, rgb, opacity, depth, sums, d_colour, d_raw, rays, colour.shape[0], huber, distortion / rays,
-            1.0 / (3 * rays), HUBER=huber > 0, DISTORTION=distortion > 0, RAYS=RAYS, CHUNK=CHUNK, num_warps=4,
+            target, rgb, opacity, depth, sums, d_colour, d_raw, rays, colour.shape[0], huber, 3.0 * distortion,
+            1.0, HUBER=huber > 0, DISTORTION=distortion > 0, RAYS=RAYS, CHUNK=CHUNK, num_warps=4,
         )  # fmt: skip
 
 

@@ -1,0 +1,244 @@
+"""Which device computes: what PyTorch sees, which of it is taken, and how the host works beside it without waiting.
+
+A GPU is taken where PyTorch sees one that Triton has kernels for; otherwise the CPU, for which the native kernels are.
+MPS is taken only when it is asked for: ops run there as plain PyTorch, which is slower than the CPU's own kernels.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+from .ops.backend import TRITON_DEVICES, triton_lacks
+
+CPU = torch.device("cpu")
+KINDS = ("cuda", "xpu", "mps")
+"""PyTorch's names of the GPUs of NVIDIA and AMD, of Intel, and of Apple."""
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OutOfMemory = torch.cuda.OutOfMemoryError
+"""What PyTorch raises when a device has no memory left, whatever its maker."""
+LAG = 4
+"""Steps that the host may be ahead of a GPU: by then counts and losses have arrived, and reading is not waiting."""
+
+
+# -------------------------------------------------------------------------------------------------------- which of them
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless `name` is one that a device can have, whether it exists here or not."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+        raise ConfigError(f"There is no device called '{name}'; known are auto, cpu, cuda, cuda:1, xpu and mps.")
+
+
+def choose(name: str = "auto", place: int | None = None) -> torch.device:
+    """The device that a name stands for.
+
+    place: which process of this machine this is, where several share the work: each has a GPU of its own.
+    Raises ConfigError, in one sentence, for a device that does not exist here.
+    """
+    check_name(name)
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = next((k for k in TRITON_DEVICES if count(k) and triton_lacks(k) is None), "cpu")
+    if kind == "cpu":
+        return CPU
+    present = count(kind)
+    if not present:
+        raise ConfigError(f"PyTorch sees no '{kind}' device here ({_why_not(kind)}); use --device cpu.")
+    if kind == "mps":
+        return torch.device("mps", 0)
+    if place is not None and number:
+        raise ConfigError(f"Each of several processes takes a GPU of its own; say --device {kind}, without a number.")
+    index = int(number or place or 0)
+    if index >= present:
+        if place is not None:
+            raise ConfigError(f"This machine has {present} GPU(s), too few for {place + 1} processes; start fewer.")
+        raise ConfigError(f"There is no device {name}; PyTorch sees {present} of that kind, counted from 0.")
+    return torch.device(kind, index)
+
+
+def count(kind: str) -> int:
+    """Devices of a kind that PyTorch sees."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind, None)
+    return int(module.device_count()) if module is not None and module.is_available() else 0
+
+
+def _why_not(kind: str) -> str:
+    """Half a sentence: why PyTorch sees no device of a kind."""
+    built = {"cuda": torch.version.cuda or torch.version.hip, "mps": torch.backends.mps.is_built()}
+    if not built.get(kind, True):
+        return f"this build of PyTorch, {torch.__version__}, is without it"
+    return "no such GPU, or no driver for it"
+
+
+def present() -> list[torch.device]:
+    """The CPU, and every GPU that PyTorch sees."""
+    numbered = [torch.device(kind, i) for kind in TRITON_DEVICES for i in range(count(kind))]
+    return [CPU, *numbered, *([torch.device("mps", 0)] if count("mps") else [])]
+
+
+def title(device: torch.device) -> str:
+    """Name for a record or a person: "cpu", "cuda:0 (NVIDIA H200)"."""
+    if device.type in TRITON_DEVICES:
+        return f"{device} ({getattr(torch, device.type).get_device_name(device)})"
+    return "mps (Apple GPU)" if device.type == "mps" else device.type
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver, as its own tool tells it; None elsewhere."""
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip().splitlines()[0]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ precision
+
+
+def half_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What networks multiply and tables are read in: None for single precision.
+
+    "auto" is bfloat16 on a GPU that has it, and single precision elsewhere. Raises ConfigError for half precision on a
+    device whose kernels have none.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type in TRITON_DEVICES and _has_bfloat16(device) else None
+    half = PRECISIONS[precision]
+    if half is not None and device.type not in TRITON_DEVICES:
+        raise ConfigError(f"The kernels of '{device.type}' compute in float32; leave --precision {precision} out.")
+    return half
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    # Older cards of NVIDIA take bfloat16, and emulate it.
+    return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+
+
+# ------------------------------------------------------------------------------------------------ beside a busy device
+
+
+def use(device: torch.device) -> None:
+    """Let kernels start on this device, in this thread."""
+    if device.type in TRITON_DEVICES:
+        getattr(torch, device.type).set_device(device)
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Inside, kernels start on this device: a thread begins with the first, whatever the one that started it uses."""
+    with getattr(torch, device.type).device(device) if device.type in TRITON_DEVICES else nullcontext():
+        yield
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all that was started there is done."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device, without waiting for what that still computes."""
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "cpu" and device.type in TRITON_DEVICES:
+        # Only from memory that cannot be paged out does a copy happen beside everything else.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def exact(device: torch.device) -> torch.device:
+    """Where to compute what needs double precision, for this device: there, or on the CPU, as not every GPU has it."""
+    lacks = device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64)
+    return CPU if lacks else device
+
+
+def number(value: Tensor) -> float | Tensor:
+    """A statistic of a step: a number; or, on a GPU, the tensor that will hold it, as to read it would be to wait."""
+    value = value.detach()
+    return value if value.device.type in TRITON_DEVICES else float(value)
+
+
+def memory(device: torch.device) -> int | None:
+    """Bytes that a GPU has in all; None for the CPU, and where the system does not say."""
+    if device.type in TRITON_DEVICES:
+        return int(getattr(torch, device.type).get_device_properties(device).total_memory)
+    return int(torch.mps.recommended_max_memory()) if device.type == "mps" else None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes of a GPU that tensors have taken so far; None elsewhere."""
+    if device.type not in TRITON_DEVICES:
+        return None
+    return int(getattr(torch, device.type).max_memory_allocated(device))
+
+
+def release(device: torch.device) -> None:
+    """Give memory back that is kept for tensors to come."""
+    if device.type != "cpu":
+        getattr(torch, device.type).empty_cache()
+
+
+class Reports:
+    """Numbers of each step, for the host: at once, or on a GPU some steps late, so that it never waits for them.
+
+    A copy into memory of the host is started behind the step; when it is read, LAG steps later, it has long arrived.
+    Always the same lag, so that what follows from the numbers does not depend on how fast anything is.
+    """
+
+    def __init__(self, device: torch.device, late: bool = True) -> None:
+        self.lag = LAG if late and device.type in TRITON_DEVICES else 0
+        self._device = device
+        self._sent: deque[Callable[[], dict[str, float]]] = deque()
+        self._last: dict[str, float] | None = None
+
+    def turn(self, values: dict[str, float | Tensor]) -> dict[str, float]:
+        """Send a step's numbers, and take those of LAG steps ago; in the first steps those of the first."""
+        if self._device.type not in TRITON_DEVICES:
+            return {name: float(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        self._sent.append(self._start(values))
+        while self._last is None or len(self._sent) > self.lag:
+            self._last = self._sent.popleft()()
+        return self._last
+
+    def forget(self) -> None:
+        """Pass over the numbers that are on their way."""
+        self._sent.clear()
+        self._last = None
+
+    def _start(self, values: dict[str, float | Tensor]) -> Callable[[], dict[str, float]]:
+        there = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        if not there:
+            return lambda: {name: float(value) for name, value in values.items()}
+        together = torch.stack([value.detach().reshape(()).float() for value in there.values()])
+        here = torch.empty(len(there), pin_memory=True)
+        here.copy_(together, non_blocking=True)
+        arrived = getattr(torch, self._device.type).Event()
+        arrived.record()
+
+        def read() -> dict[str, float]:
+            arrived.synchronize()
+            numbers = values | dict(zip(there, here.tolist(), strict=True))
+            return {name: float(value) for name, value in numbers.items()}
+
+        return read
+
+
+# ------------------------------------------------------------------------------------------------------- out of memory
+
+
+def shortage(device: torch.device, what: str, remedy: str) -> str:
+    """The sentence of somebody who gives up for lack of memory."""
+    total = memory(device)
+    size = "" if total is None else f" of {total / 2**30:.0f} GiB"
+    return f"The memory{size} of {title(device)} does not suffice for {what}, however small; {remedy}."

@@ -1,0 +1,164 @@
+"""Every method works elsewhere than on the CPU: nothing of the CPU meets what is there, and the results are the same.
+
+The device is pretended (`elsewhere`), ops are their plain PyTorch versions, and scenes are tiny. What kernels of GPUs
+do is tested in `test_ngp_on_gpu.py` and `tests/ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from elsewhere import DEVICE, Elsewhere
+from painted_ball import PaintedBall
+from torch import Tensor
+
+from lightfold import devices, ops
+from lightfold.config import lookup
+from lightfold.methods import METHODS, base, method_class
+from lightfold.methods.base import Method, step_generator
+from lightfold.ops import Loss, Picture
+from lightfold.optim import Adam
+from lightfold.rays import Box
+from lightfold.refine import ViewFit, refine_view, refined_cameras
+
+SMALL: dict[str, dict[str, Any]] = {
+    "ngp": {
+        "levels": 2, "features": 2, "log2_rows": 8, "base": 4, "finest": 16, "finest_bounded": 16, "width": 8,
+        "geometry": 8, "batch": 256, "samples": 4, "step": 0.2, "step_bounded": 0.2, "grid": 16, "cascades": 2,
+        "probes": 40, "ramp": 0,
+    },
+    "nerf": {"rays": 16, "coarse_samples": 4, "fine_samples": 4, "width": 8, "depth": 2, "chunk": 20},
+    "nerfacto": {
+        "rays": 16, "proposal_samples": (6, 4), "samples": 4, "levels": 2, "log2_rows": 8, "base": 4, "finest": 16,
+        "finest_bounded": 16, "width": 8, "geometry": 8, "proposal_levels": 2, "proposal_log2_rows": 6,
+        "proposal_finest": (8, 16), "proposal_width": 8, "appearance": 2, "pose_delay": 0, "normals": True,
+    },
+    "mipnerf360": {
+        "rays": 16, "proposal_samples": (6,), "samples": 4, "proposal_width": 8, "proposal_depth": 1, "width": 8,
+        "depth": 2, "bottleneck": 8, "view_width": 8, "directions": 3, "octaves": 4, "chunk": 20,
+    },
+    "neus": {
+        "levels": 3, "features": 2, "log2_rows": 8, "base": 4, "finest": 16, "width": 8, "geometry": 4,
+        "colour_width": 8, "batch": 256, "step": 0.1, "grid": 16, "beyond": 4,
+    },
+}  # fmt: skip
+"""Options that make a method small enough for plain PyTorch; a method that is new is tested with its own."""
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["bounded", "unbounded"])
+def scene(request: pytest.FixtureRequest) -> PaintedBall:
+    return PaintedBall(bounded=request.param, views=6, side=6)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
+    monkeypatch.setattr(devices, "exact", lambda device: devices.CPU)
+    with ops.use("reference"), Elsewhere() as mode:
+        yield mode
+
+
+def made(name: str, scene: PaintedBall) -> Method:
+    config = lookup(name)[1]
+    torch.manual_seed(0)
+    method = method_class(name)(replace(config, **SMALL.get(name, {})), scene.info)
+    if isinstance(rays := method._buffers.get("rays"), Tensor):
+        rays.fill_(16)
+    return method
+
+
+def trained(method: Method, scene: PaintedBall, steps: range) -> list[float]:
+    optim, losses = Adam(method.groups()), []
+    for step in steps:
+        terms = method.loss(scene, step, step_generator(0, step))  # type: ignore[arg-type]
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        optim.step(0.1)
+        method.after_step(step, optim)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_device_gives_the_losses_pictures_and_answers_of_the_cpu(
+    name: str, scene: PaintedBall, elsewhere: Elsewhere
+) -> None:
+    here, there = made(name, scene), made(name, scene).to(DEVICE)
+    assert there.device == DEVICE and {p.device for p in there.parameters()} == {DEVICE}
+    steps = range(15, 17)  # `ngp` refreshes its grid between the two.
+    expected = trained(here, scene, steps)
+    # Equal also where they are no numbers: `neus` loses its in plain PyTorch after a step, on the CPU as elsewhere.
+    assert trained(there, scene, steps) == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    camera, crop = scene.info.cameras[0].resized(4, 4), Box(torch.eye(3, 4))
+    for box in (None, crop):
+        ours, theirs = there.render(camera, torch.ones(3), box), here.render(camera, torch.ones(3), box)
+        assert ours.rgb.device == devices.CPU
+        torch.testing.assert_close(ours.rgb, theirs.rgb, rtol=1e-4, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(ours.depth, theirs.depth, rtol=1e-3, atol=1e-4, equal_nan=True)
+    points = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    for ability in ("density_at", "occupied_at", "sdf_at"):
+        if hasattr(here, ability):
+            answer: Tensor = getattr(there, ability)(points)
+            assert answer.device == devices.CPU
+            torch.testing.assert_close(answer, getattr(here, ability)(points), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_poses_and_codes_of_a_device_come_back(elsewhere: Elsewhere) -> None:
+    """What is refined there fits cameras here: for exports, and for one held-out photograph."""
+    scene = PaintedBall(views=6, side=6)
+    here, there = made("nerfacto", scene), made("nerfacto", scene).to(DEVICE)
+    for method in (here, there):
+        trained(method, scene, range(2))
+    for ours, theirs in zip(refined_cameras(there), refined_cameras(here), strict=True):
+        torch.testing.assert_close(ours.cam_from_world, theirs.cam_from_world)
+    fit = ViewFit(steps=2, rays=8)
+    camera, code = refine_view(there, scene.view(0), torch.ones(3), fit)
+    wanted, wanted_code = refine_view(here, scene.view(0), torch.ones(3), fit)
+    torch.testing.assert_close(camera.cam_from_world, wanted.cam_from_world, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert code is not None and wanted_code is not None
+    torch.testing.assert_close(code.cpu(), wanted_code, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_a_step_of_ngp_waits_for_nothing(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks at the clock the host only sends: no number, no size and no picture comes from the device.
+
+    The ops themselves are replaced by some that touch every tensor they get; their own kernels are tested elsewhere.
+    """
+    scene = PaintedBall(views=6, side=6)
+    method = made("ngp", scene).to(DEVICE)
+    optim = Adam(method.groups())
+    scene.info = replace(scene.info, has_alpha=True)
+
+    def train_rays(field: Any, tracing: Any, *rays: Tensor, table_gradient: Tensor, touched: Tensor, **_: Any) -> Loss:
+        loss = sum(t.float().mean() for t in (*rays, *field.tensors(), tracing.bits, touched))
+        count = torch.full((), 400, device=DEVICE)
+        return Loss(loss, loss.detach(), loss.detach(), Picture(rays[0], rays[1], rays[2], count, count))
+
+    monkeypatch.setattr(ops, "train_rays", train_rays)
+    monkeypatch.setattr(ops, "density_at", lambda field, points: points.sum(1) + field.table.sum())
+    monkeypatch.setattr("lightfold.fields.grid_raise_", lambda *_: None)
+    monkeypatch.setattr("lightfold.fields.grid_decay_", lambda *_: None)
+    monkeypatch.setattr("lightfold.optim.ops.adam_", lambda value, gradient, *_, **__: value.sub_(gradient))
+    elsewhere.waits.clear()
+    for step in range(1, 40):
+        (loss,) = method.loss(scene, step, step_generator(0, step)).values()  # type: ignore[arg-type]
+        assert isinstance(method.stats["samples"], Tensor)
+        loss.backward()
+        optim.step(0.1)
+        method.stats = dict.fromkeys(method.stats, 400.0)  # What the trainer makes of them.
+        method.after_step(step, optim)
+    assert elsewhere.waits == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pictures_and_answers_know_their_device(name: str) -> None:
+    """Each `render` and each answer has around it what `base.picture` and `base.asked` put there."""
+    method = method_class(name)
+    assert method.render.__wrapped__.__code__.co_filename != base.__file__  # type: ignore[attr-defined]
+    assert method.render.__code__.co_filename == base.__file__
+    for ability in ("density_at", "occupied_at", "sdf_at"):
+        answer = getattr(method, ability, None)
+        assert answer is None or answer.__code__.co_filename == base.__file__
