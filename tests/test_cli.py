@@ -685,11 +685,11 @@ def test_a_device_that_is_not_there_is_a_sentence(
     assert not (tmp_path / "new").exists()
 
 
-def test_half_precision_on_the_processor_is_refused(
+def test_a_precision_that_the_processor_has_not_is_refused(
     capture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "ngp", str(capture), "--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "bfloat16"]
-    assert "The kernels of 'cpu' compute in float32" in failure(words, capsys)
+    words = ["train", "ngp", str(capture), "--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "float16"]
+    assert "The kernels of 'cpu' do not compute in float16" in failure(words, capsys)
 
 
 def test_a_run_records_what_was_asked_for_and_what_was_used(trained: Path) -> None:

@@ -13,6 +13,7 @@ from lightfold import devices
 from lightfold.devices import Reports, choose, half_type, shortage
 from lightfold.errors import ConfigError
 from lightfold.guard import PATIENCE, SCALE, Guard
+from lightfold.ops import backend
 from lightfold.optim import Group
 
 
@@ -72,12 +73,20 @@ class TestPrecision:
         for major, expected in ((9, torch.bfloat16), (7, None)):
             monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
             assert half_type("auto", card) == expected
-        assert half_type("auto", devices.CPU) is None and half_type("auto", torch.device("mps", 0)) is None
+        assert half_type("auto", torch.device("mps", 0)) is None
         assert half_type("float16", card) == torch.float16 and half_type("float32", card) is None
 
-    def test_the_cpu_has_no_half_precision(self) -> None:
-        with pytest.raises(ConfigError, match=r"^The kernels of 'cpu' compute in float32; leave --precision bfloat16"):
-            half_type("bfloat16", devices.CPU)
+    @pytest.mark.usefixtures("isa")
+    def test_auto_is_bfloat16_where_the_processor_has_it(self) -> None:
+        fast = backend.core().isa() == "avx512bf16"
+        assert half_type("auto", devices.CPU) == (torch.bfloat16 if fast else None)
+        assert half_type("float32", devices.CPU) is None and half_type("bfloat16", devices.CPU) == torch.bfloat16
+
+    def test_what_a_device_does_not_compute_in(self) -> None:
+        with pytest.raises(ConfigError, match=r"^The kernels of 'cpu' do not compute in float16; leave --precision"):
+            half_type("float16", devices.CPU)
+        with pytest.raises(ConfigError, match=r"^The kernels of 'mps' do not compute in bfloat16"):
+            half_type("bfloat16", torch.device("mps", 0))
 
 
 class Late(Reports):

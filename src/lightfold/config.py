@@ -49,8 +49,8 @@ class TrainConfig:
     """What computes: "auto" (a GPU that Triton has kernels for, where PyTorch sees one; else the processor), "cpu",
     "cuda" (NVIDIA, AMD), "cuda:1", "xpu" (Intel) or "mps" (Apple; plain PyTorch, slower than its processor)."""
     precision: str = "auto"
-    """What networks multiply and tables are read in: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU
-    that has it, for methods that allow it). Weights, sums and everything else are in float32."""
+    """What networks multiply, and a GPU reads tables in: "float32", "bfloat16", "float16" (on a GPU), or "auto":
+    bfloat16 where that is faster, for methods that allow it. Weights, sums and everything else are in float32."""
     eval_every: float = 60.0
     """Seconds of training between scores on held-out views, more where those would take over a tenth of the time; 0:
     only when the training ends."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError
-from .ops.backend import TRITON_DEVICES, triton_lacks
+from .ops.backend import TRITON_DEVICES, bfloat16_pays, triton_lacks
 
 CPU = torch.device("cpu")
 KINDS = ("cuda", "xpu", "mps")
@@ -107,22 +107,19 @@ def driver() -> str | None:
 
 
 def half_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """What networks multiply and tables are read in: None for single precision.
+    """What networks multiply, and a GPU reads tables in: None for single precision.
 
-    "auto" is bfloat16 on a GPU that has it, and single precision elsewhere. Raises ConfigError for half precision on a
+    "auto" is bfloat16 where that is faster, and single precision elsewhere. Raises ConfigError for half precision on a
     device whose kernels have none.
     """
     if precision == "auto":
-        return torch.bfloat16 if device.type in TRITON_DEVICES and _has_bfloat16(device) else None
+        return torch.bfloat16 if bfloat16_pays(device) else None
     half = PRECISIONS[precision]
+    if half is torch.bfloat16 and device.type == "cpu":
+        return half
     if half is not None and device.type not in TRITON_DEVICES:
-        raise ConfigError(f"The kernels of '{device.type}' compute in float32; leave --precision {precision} out.")
+        raise ConfigError(f"The kernels of '{device.type}' do not compute in {precision}; leave --precision out.")
     return half
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    # Older cards of NVIDIA take bfloat16, and emulate it.
-    return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 # ------------------------------------------------------------------------------------------------ beside a busy device

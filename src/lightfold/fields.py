@@ -70,15 +70,15 @@ class OccupancyGrid(nn.Module):
 
     def _around_matter(self, count: int, rng: Generator) -> Tensor:
         device = self.bits.device
+        share = devices.sent(torch.rand(count, generator=rng), device)
         if device.type == "cpu":
             words = self.bits.nonzero()[:, 0]
             if not len(words):
                 return self._anywhere(count, rng)
-            word = words[torch.randint(len(words), (count,), generator=rng)]
-        else:  # How many words there are is known on the device, which the host does not wait for. If none: the last.
+            word = words[(share * len(words)).long()]
+        else:  # The host does not wait for how many words there are. Where there is none, this finds the last.
             end = (self.bits != 0).cumsum(0)
-            place = (devices.sent(torch.rand(count, generator=rng), device) * end[-1]).long()
-            word = torch.searchsorted(end, place, right=True).clamp(max=len(self.bits) - 1)
+            word = torch.searchsorted(end, (share * end[-1]).long(), right=True).clamp(max=len(self.bits) - 1)
         blocks = self.size // 4
         scale = 2.0 ** (word // blocks**3).float()[:, None]
         corner = torch.stack([word % blocks, word // blocks % blocks, word // blocks**2 % blocks], dim=1).float()

@@ -38,7 +38,6 @@ from .errors import ConfigError, RunError
 from .files import whole_file
 from .methods import method_class
 from .methods.base import Method
-from .ops.backend import TRITON_DEVICES
 from .scene import SceneInfo
 
 FORMAT = 1
@@ -52,7 +51,7 @@ OURS = {"config.yaml", "scene.json", "checkpoints", "log.txt"}
 def placed(method: Method, precision: str, device: torch.device) -> Method:
     """A method on the device that it is to compute on, from this thread on, in this precision where it can be had."""
     use(device)
-    method.half_type = half_type(precision, device) if method.HALF and device.type in TRITON_DEVICES else None
+    method.half_type = half_type(precision, device) if method.HALF else None
     return method.to(device)
 
 

@@ -11,14 +11,18 @@ from test_mlp import layers, points
 from test_radiance import FULL, field_of, parameters, rays_of, target_of, tracing_of
 from torch import Tensor
 
-from lightfold import ops
-from lightfold.ops import density_at, mlp, render_rays, train_rays
+from lightfold.ops import backend, density_at, mlp, render_rays, train_rays
+from lightfold.ops.backend import bfloat16_pays, half_type, in_pairs
 
 WIDTHS = pytest.mark.parametrize(
     "widths", [(1, 1), (3, 5), (6, 10, 4), (32, 64, 64, 3), (31, 17, 9, 33, 1)], ids=lambda w: "-".join(map(str, w))
 )
 COUNTS = pytest.mark.parametrize("n", [0, 1, 2, 15, 17, 63, 95, 97, 193, 1000], ids="n{}".format)
 """Odd counts too: of pairs of samples, the last has then no partner."""
+
+
+def in_bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 class Rounded(torch.autograd.Function):
@@ -53,7 +57,7 @@ class TestPairs:
         """Outputs and all gradients. A number that lies between two bfloat16 may be rounded either way after sums in
         another order, which moves what follows by 2^-8 of itself, so deep networks get more room."""
         x, weights = points(n, widths[0], torch.float32).requires_grad_(), layers(widths, torch.float32)
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             out = mlp(x, weights)
         wide = [t.detach().double().requires_grad_() for t in (x, *weights)]
         truth = expected(wide[0], wide[1:])
@@ -69,11 +73,11 @@ class TestPairs:
         """A network that has exploded must not look healthy after rounding, and its neighbours must not catch it."""
         x = points(20, 4, torch.float32)
         x[7, 2] = float("nan")
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             out = mlp(x, [torch.ones(3, 4)])
         assert out[7].isnan().all() and out[:7].isfinite().all() and out[8:].isfinite().all()
         x[7, 2] = float("inf")
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             assert not mlp(x, [torch.ones(3, 4)])[7].isfinite().any()
 
     def test_training_is_near_single_precision(self) -> None:
@@ -86,7 +90,7 @@ class TestPairs:
             return result, list(torch.autograd.grad(result.loss, parameters(field)))
 
         single, exact = train()
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             pairs, gradients = train()
         assert not torch.equal(pairs.picture.rgb, single.picture.rgb)
         assert float((pairs.picture.rgb - single.picture.rgb).abs().max()) < 0.02
@@ -101,7 +105,7 @@ class TestPairs:
         rays = rays_of(40, torch.float32)
         at = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
         single, density = render_rays(field, tracing_of("full"), *rays), density_at(field, at)
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             pairs, of_pairs = render_rays(field, tracing_of("full"), *rays), density_at(field, at)
         assert not torch.equal(pairs.rgb, single.rgb) and not torch.equal(of_pairs, density)
         assert float((pairs.rgb - single.rgb).abs().max()) < 0.02
@@ -111,7 +115,7 @@ class TestPairs:
         results: list[list[Tensor]] = []
         for count in (1, 2, 3):
             x, weights = points(3001, 8, torch.float32).requires_grad_(), layers((8, 32, 16), torch.float32)
-            with threads(count), ops.precision("bfloat16"):
+            with threads(count), in_bfloat16():
                 out = mlp(x, weights)
             results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x, *weights])])
         for other in results[1:]:
@@ -120,13 +124,13 @@ class TestPairs:
 
 def test_all_sets_of_kernels_agree() -> None:
     """With an instruction for pairs and without: only the order of sums differs."""
-    core = ops.backend.core()
+    core = backend.core()
     before, found = core.isa(), {}
     x, weights = points(200, 31, torch.float32), layers((31, 8), torch.float32)
     try:
         for name in core.isas():
             core.set_isa(name)
-            with ops.precision("bfloat16"):
+            with in_bfloat16():
                 found[name] = mlp(x, weights).detach()
     finally:
         core.set_isa(before)
@@ -134,28 +138,29 @@ def test_all_sets_of_kernels_agree() -> None:
         assert_near(out, found["portable"], name)
 
 
-class TestPrecision:
-    def test_nests_restores_and_names_what_it_knows(self) -> None:
+class TestWhen:
+    def test_autocast_for_the_processor_asks_for_it(self) -> None:
         x = torch.zeros(1)
-        with ops.precision("bfloat16"):
-            assert ops.backend.half_type(x) == torch.bfloat16 and ops.backend.in_pairs(x)
-            with ops.precision("float32"):
-                assert ops.backend.half_type(x) is None
-            assert ops.backend.half_type(x.double()) is None
-        assert ops.backend.half_type(x) is None
-        with pytest.raises(ValueError, match="name: expected one of float32, bfloat16, float16, got 'half'"):
-            with ops.precision("half"):
-                pass
+        with in_bfloat16():
+            assert half_type(x) == torch.bfloat16 and in_pairs(x)
+            assert half_type(x.double()) is None
+        with torch.autocast("cpu", torch.float16):
+            assert half_type(x) == torch.float16 and not in_pairs(x)
+        assert half_type(x) is None
 
     def test_double_precision_is_left_alone(self) -> None:
         x, weights = points(9, 4, torch.float64), layers((4, 8, 2), torch.float64)
-        with ops.precision("bfloat16"):
+        with in_bfloat16():
             inside = mlp(x, weights)
         assert torch.equal(inside, mlp(x, weights))
 
-    def test_pytorch_s_own_products_are_left_alone(self) -> None:
-        """Rays come from a camera's matrix, which has to be exact."""
-        a = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
-        with ops.precision("bfloat16"):
-            inside = a @ a
-        assert inside.dtype == torch.float32 and torch.equal(inside, a @ a)
+    def test_it_pays_with_an_instruction_for_pairs(self) -> None:
+        core, cpu = backend.core(), torch.device("cpu")
+        before = core.isa()
+        try:
+            for name in core.isas():
+                core.set_isa(name)
+                assert bfloat16_pays(cpu) == (name == "avx512bf16")
+        finally:
+            core.set_isa(before)
+        assert not bfloat16_pays(torch.device("mps")) and bfloat16_pays(torch.device("xpu"))

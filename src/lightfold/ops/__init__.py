@@ -1,7 +1,7 @@
 """Differentiable operations of radiance fields: a native CPU kernel and a plain PyTorch reference for each."""
 
 from .adam import adam_
-from .backend import native_info, own_threads, precision, use
+from .backend import native_info, own_threads, use
 from .composite import Composite, composite
 from .hash_encode import HashGrid, hash_encode, hash_gradient
 from .march import march
@@ -26,7 +26,6 @@ __all__ = [
     "mlp",
     "native_info",
     "own_threads",
-    "precision",
     "render_rays",
     "spherical_harmonics",
     "surface",

@@ -21,11 +21,7 @@ WAYS = ("native", "reference", "triton")
 TRITON_DEVICES = ("cuda", "xpu")
 """PyTorch's names of the devices that Triton compiles for; ROCm's GPUs call themselves "cuda" too."""
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What networks of single precision may be multiplied in. Sums, and all else, stay in single precision."""
-
 _wanted = "native"
-_half: torch.dtype | None = None
 _noted: set[str] = set()
 _core: ModuleType | None = None
 _threads = 0
@@ -173,38 +169,31 @@ def _check(name: str, *tensors: Tensor) -> None:
         raise ValueError(f"{name}: expected float32 or float64, got {dtype}")
 
 
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """`with ops.precision("bfloat16"):` multiplies the networks of single precision in a shorter type, for speed.
-
-    Other than `torch.autocast`, which counts too, this leaves PyTorch's own products alone: rays from a camera's matrix
-    of 8 bits of precision would miss their pixels.
-    """
-    global _half
-    if name not in PRECISIONS:
-        raise ValueError(f"name: expected one of {', '.join(PRECISIONS)}, got {name!r}")
-    before, _half = _half, PRECISIONS[name]
-    try:
-        yield
-    finally:
-        _half = before
-
-
 def half_type(like: Tensor) -> torch.dtype | None:
-    """float16 or bfloat16 inside `precision`, or `torch.autocast` for the device of a tensor of single precision: what
-    networks then multiply, and kernels of a GPU read tables as. None outside."""
-    if like.dtype != torch.float32:
-        return None
-    if _half is not None:
-        return _half
+    """float16 or bfloat16 inside `torch.autocast` for the device of a single-precision tensor: what networks then
+    multiply, and kernels of a GPU read tables as. None outside."""
     device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if like.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def in_pairs(like: Tensor) -> bool:
-    """Whether native kernels multiply networks in pairs of bfloat16 (csrc/half.h). They know no float16, and then stay in
-    single precision."""
+    """Whether native kernels multiply networks in pairs of bfloat16 (csrc/half.h). They know no float16, and then stay
+    in single precision."""
     return half_type(like) == torch.bfloat16
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether networks are multiplied faster in bfloat16 than in single precision there.
+
+    They are on GPUs that have it, and on processors with instructions for it. Others compute the same, and no faster.
+    """
+    if device.type == "cpu":
+        return core().isa() == "avx512bf16"
+    # Older cards of NVIDIA take bfloat16, and emulate it.
+    newer = device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type in TRITON_DEVICES and newer
 
 
 def refuse_second_order(name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backend import empty, gpu, half_type, kernel, refuse_second_order, route
+from .backend import empty, gpu, half_type, in_pairs, kernel, refuse_second_order, route
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -43,12 +43,13 @@ class _MLP(torch.autograd.Function):
     def forward(ctx, way: str, x: Tensor, *weights: Tensor) -> Tensor:
         widths = [x.shape[1], *(w.shape[0] for w in weights)]
         out = empty((x.shape[0], widths[-1]), x)
-        ctx.half = half_type(x)
         if way == "triton":
+            ctx.half = half_type(x)
             gpu("mlp", x, *weights).forward(x, weights, out, ctx.half)
         else:
-            run = kernel("mlp", x, *weights)
-            run(widths, [w.data_ptr() for w in weights], ctx.half == torch.bfloat16, x.data_ptr(), x.shape[0], out.data_ptr())
+            ctx.half = in_pairs(x)
+            run, pointers = kernel("mlp", x, *weights), [w.data_ptr() for w in weights]
+            run(widths, pointers, ctx.half, x.data_ptr(), x.shape[0], out.data_ptr())
         ctx.save_for_backward(x, *weights)
         ctx.widths, ctx.way = widths, way
         return out
@@ -65,7 +66,7 @@ class _MLP(torch.autograd.Function):
         kernel("mlp_backward", x, d_out, *weights)(
             ctx.widths,
             [w.data_ptr() for w in weights],
-            ctx.half == torch.bfloat16,
+            ctx.half,
             x.data_ptr(),
             x.shape[0],
             d_out.data_ptr(),
