@@ -43,12 +43,14 @@ struct AdamStep {
     sparse = a.sparse != 0;
   }
 
+  // Without momentum (m is null, beta1 is 0) the first moment is the gradient itself: a quarter of the memory is not moved.
+  template <bool kMomentum>
   LF_INLINE void vector(T* p, T* g, T* m, T* v) const {
     const Vec<T> zero{};
-    Vec<T> grad = load(g), value = load(p), first = load(m), second = load(v);
+    Vec<T> grad = load(g), value = load(p), first = kMomentum ? load(m) : zero, second = load(v);
     const auto live = grad != zero;
     const Vec<T> full = grad + decay * value;
-    Vec<T> first_new = first + (T(1) - beta1) * (full - first);
+    Vec<T> first_new = kMomentum ? first + (T(1) - beta1) * (full - first) : full;
     Vec<T> second_new = second + (T(1) - beta2) * (full * full - second);
     Vec<T> value_new = value - rate * first_new / (vsqrt(second_new * root) + eps);
     if (sparse) {
@@ -56,20 +58,24 @@ struct AdamStep {
       first_new = live ? first_new : first;
       second_new = live ? second_new : second;
     }
-    store(p, value_new), store(m, first_new), store(v, second_new), store(g, zero);
+    store(p, value_new), store(v, second_new), store(g, zero);
+    if (kMomentum) store(m, first_new);
   }
   LF_INLINE void scalar(T* p, T* g, T* m, T* v) const {
     if (sparse && *g == T(0)) return;
-    const T full = *g + decay * *p;
-    *m += (T(1) - beta1) * (full - *m);
+    const T full = *g + decay * *p, first = m ? *m + (T(1) - beta1) * (full - *m) : full;
+    if (m) *m = first;
     *v += (T(1) - beta2) * (full * full - *v);
-    *p -= rate * *m / (sqrt(*v * root) + eps);
+    *p -= rate * first / (sqrt(*v * root) + eps);
     *g = T(0);
   }
   void range(T* p, T* g, T* m, T* v, int64_t begin, int64_t end) const {
     int64_t i = begin;
-    for (; i + kLanes<T> <= end; i += kLanes<T>) vector(p + i, g + i, m + i, v + i);
-    for (; i < end; ++i) scalar(p + i, g + i, m + i, v + i);
+    if (m)
+      for (; i + kLanes<T> <= end; i += kLanes<T>) vector<true>(p + i, g + i, m + i, v + i);
+    else
+      for (; i + kLanes<T> <= end; i += kLanes<T>) vector<false>(p + i, g + i, m, v + i);
+    for (; i < end; ++i) scalar(p + i, g + i, m ? m + i : m, v + i);
   }
   // Lines whose byte in `touched` is set; the bytes are cleared.
   void lines(T* p, T* g, T* m, T* v, int64_t count, uint8_t* touched, int64_t first_line, int64_t last_line) const {

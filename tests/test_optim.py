@@ -161,6 +161,17 @@ class TestAdam:
         with pytest.raises(KeyError, match=r"networks\.1\.second"):
             Adam(groups_of()).load_state(incomplete)
 
+    def test_without_momentum_there_is_no_first_moment(self) -> None:
+        p = nn.Parameter(torch.tensor([3.0, -2.0]))
+        optim = Adam([Group("p", [p], 0.1, (0.0, 0.99))])
+        assert set(optim.state()) == {"step_count", "p.0.second"}
+        p.grad = torch.tensor([1e-3, 5.0])
+        optim.step(0.0)
+        torch.testing.assert_close(p.detach(), torch.tensor([2.9, -2.1]))
+        again = Adam([Group("p", [p], 0.1, (0.0, 0.99))])
+        again.load_state(optim.state())
+        assert again.step_count == 1 and torch.equal(again.state()["p.0.second"], optim.state()["p.0.second"])
+
     def test_minimises(self) -> None:
         p = nn.Parameter(torch.tensor([3.0, -2.0]))
         optim = Adam([Group("p", [p], 0.3, schedule=exponential_after(0.2, 1e-3))])
@@ -171,15 +182,16 @@ class TestAdam:
 
 
 class TestClipping:
-    """The step itself is invariant to the gradient's scale, so what was clipped shows in the first moment."""
+    """The step itself is invariant to the gradient's scale; what was clipped shows in the first moment, half of it."""
 
     def moments(self, clip: float | None, gradients: list[Tensor | None]) -> list[Tensor]:
         params = [nn.Parameter(torch.zeros(3)) for _ in gradients]
         for param, gradient in zip(params, gradients, strict=True):
             param.grad = None if gradient is None else gradient.clone()
-        optim = Adam([Group("a", params, 0.1, betas=(0.0, 0.999), clip=clip)])
+        optim = Adam([Group("a", params, 0.1, betas=(0.5, 0.999), clip=clip)])
         optim.step(0.0)
-        return [optim.moments[f"a.{i}"][0] for i in range(len(params))]
+        state = optim.state()
+        return [2 * state[f"a.{i}.first"] for i in range(len(params))]
 
     def test_norm_of_all_parameters_together(self) -> None:
         gradients: list[Tensor | None] = [torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, -4.0, 0.0])]
@@ -201,6 +213,6 @@ class TestClipping:
     def test_each_group_by_itself(self) -> None:
         long, short = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         long.grad, short.grad = torch.tensor([100.0]), torch.tensor([0.5])
-        optim = Adam([Group(n, [p], 0.1, betas=(0.0, 0.999), clip=1.0) for n, p in (("long", long), ("short", short))])
+        optim = Adam([Group(n, [p], 0.1, betas=(0.5, 0.999), clip=1.0) for n, p in (("long", long), ("short", short))])
         optim.step(0.0)
-        assert [float(optim.moments[n][0]) for n in ("long.0", "short.0")] == [1.0, 0.5]
+        assert [2 * float(optim.state()[f"{n}.0.first"]) for n in ("long", "short")] == [1.0, 0.5]

@@ -49,6 +49,7 @@ class Group:
     params: list[nn.Parameter]
     lr: float
     betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the two moments per step. Without momentum, where the first is 0, there is no first moment to keep."""
     eps: float = 1e-15
     weight_decay: float = 0.0
     """L2 term added to the gradient (Adam's own form, not AdamW's)."""
@@ -74,10 +75,11 @@ class Adam:
         self.step_count = 0
         self.fraction = 0.0
         """Share of the training that was done at the last step, for methods with schedules of their own."""
-        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self.moments: dict[str, tuple[Tensor | None, Tensor]] = {}
         for group in groups:
             for i, param in enumerate(group.params):
-                self.moments[f"{group.name}.{i}"] = (torch.zeros_like(param.data), torch.zeros_like(param.data))
+                first = torch.zeros_like(param.data) if group.betas[0] else None
+                self.moments[f"{group.name}.{i}"] = (first, torch.zeros_like(param.data))
 
     def step(self, fraction: float) -> None:
         """Move every parameter that has a gradient, then set that gradient to zero in place."""
@@ -116,7 +118,8 @@ class Adam:
         """Everything that a resumed training needs, as tensors."""
         tensors = {"step_count": torch.tensor(self.step_count, dtype=torch.int64)}
         for name, (first, second) in self.moments.items():
-            tensors[f"{name}.first"] = first
+            if first is not None:
+                tensors[f"{name}.first"] = first
             tensors[f"{name}.second"] = second
         return tensors
 
@@ -124,7 +127,8 @@ class Adam:
         """Inverse of `state`."""
         self.step_count = int(tensors["step_count"])
         for name, (first, second) in self.moments.items():
-            first.copy_(tensors[f"{name}.first"])
+            if first is not None:
+                first.copy_(tensors[f"{name}.first"])
             second.copy_(tensors[f"{name}.second"])
 
 

@@ -40,6 +40,22 @@ class TestKernel:
         assert (native[1] == 0).all()
 
     @DTYPES
+    @SIZES
+    @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+    def test_without_momentum(self, dtype: torch.dtype, n: int, sparse: bool) -> None:
+        """The reference's, which is what a first moment that forgets at once would give; and there is none to keep."""
+        value, gradient, _, second = state(n, dtype)
+        reference = [t.double() for t in (value, gradient, second)]
+        options = OPTIONS | {"betas": (0.0, 0.99), "weight_decay": 0.1, "sparse": sparse}
+        touched = torch.ones((n + 15) // 16, dtype=torch.uint8) if sparse else None
+        adam_(value, gradient, None, second, **options, touched=touched)
+        with ops.use("reference"):
+            adam_(reference[0], reference[1], None, reference[2], **options)
+        for name, a, b in zip(("value", "gradient", "second"), (value, gradient, second), reference, strict=True):
+            assert_near(a, b, name)
+        assert (gradient == 0).all()
+
+    @DTYPES
     @pytest.mark.parametrize("weight_decay", [0.0, 0.05], ids=["plain", "decay"])
     def test_equals_pytorch(self, dtype: torch.dtype, weight_decay: float, rng: torch.Generator) -> None:
         """Twenty steps beside torch.optim.Adam, from its own zero moments."""
@@ -129,6 +145,13 @@ class TestArguments:
         values[name] = values[name][:19]
         with pytest.raises(ValueError, match=f"{name}: expected shape"):
             adam_(**values, step=1, lr=0.1)
+
+    def test_a_first_moment_with_momentum_and_only_then(self) -> None:
+        value, gradient, first, second = state(4, torch.float32)
+        with pytest.raises(ValueError, match=r"first: expected None with betas\[0\] = 0, and only then"):
+            adam_(value, gradient, None, second, step=1, lr=0.1)
+        with pytest.raises(ValueError, match="first: expected None"):
+            adam_(value, gradient, first, second, step=1, lr=0.1, betas=(0.0, 0.9))
 
     def test_step_counts_from_one(self) -> None:
         with pytest.raises(ValueError, match="step: expected at least 1"):

@@ -69,6 +69,17 @@ class TestAdam:
             assert_near(a.cpu(), b, name)
         assert (ours[1] == 0).all()
 
+    def test_without_momentum(self) -> None:
+        value, gradient, _, second = on_device(*state(300, torch.float32))
+        expected = [t.double().cpu() for t in (value, gradient, second)]
+        options = OPTIONS | {"betas": (0.0, 0.99), "sparse": True}
+        with kernels():
+            adam_(value, gradient, None, second, **options)
+        with ops.use("reference"):
+            adam_(expected[0], expected[1], None, expected[2], **options)
+        for name, a, b in zip(("value", "gradient", "second"), (value, gradient, second), expected, strict=True):
+            assert_near(a.cpu(), b, name)
+
     def test_sparse_leaves_untouched_values_alone(self) -> None:
         """Bit for bit, moments and weight decay included."""
         before, after = state(1000, torch.float32), on_device(*state(1000, torch.float32))

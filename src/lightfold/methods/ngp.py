@@ -165,12 +165,13 @@ class NGP(Method):
         self._block: tuple[int, list[tuple[Tensor, ...]]] | None = None
 
     def groups(self) -> list[Group]:
-        """The table moves sparsely and twice as fast as the networks; both decay alike."""
+        """The table moves sparsely and faster than the networks; both decay alike. It has no momentum: a row that few
+        steps touch would be moved by what long past ones have found, and to keep it is a quarter of Adam's work."""
         c = self.config
         schedule = exponential_after(c.plateau, c.final_lr) if c.final_lr < 1 else constant
         networks = [*self.density, *self.colour]
         return [
-            Group("table", [self.table], c.table_lr, schedule=schedule, sparse=True, touched=self.touched),
+            Group("table", [self.table], c.table_lr, (0.0, 0.99), schedule=schedule, sparse=True, touched=self.touched),
             Group("networks", networks, c.network_lr, schedule=schedule, weight_decay=1e-6),
         ]
 

@@ -15,7 +15,7 @@ from .backend import gpu, kernel, route
 def adam_(
     value: Tensor,
     gradient: Tensor,
-    first: Tensor,
+    first: Tensor | None,
     second: Tensor,
     *,
     step: int,
@@ -28,12 +28,16 @@ def adam_(
 ) -> None:
     """Update `value` and both moments, all of one shape, and set `gradient` to zero.
 
-    `step` counts from 1. `touched` (uint8, one byte for every 16 values, as `train_rays` fills it) names the lines that
-    can hold a gradient; others are not even read, and its bytes are cleared. It requires `sparse`.
+    Without momentum, where betas[0] is 0, there is no first moment and `first` is None. `step` counts from 1.
+    `touched` (uint8, one byte for every 16 values, as `train_rays` fills it) names the lines that can hold a gradient;
+    others are not even read, and its bytes are cleared. It requires `sparse`.
     """
     if step < 1:
         raise ValueError(f"step: expected at least 1, got {step}")
-    for name, t in (("gradient", gradient), ("first", first), ("second", second)):
+    if (first is None) != (betas[0] == 0):
+        raise ValueError(f"first: expected None with betas[0] = 0, and only then, got betas {betas}")
+    moments = {"second": second} if first is None else {"first": first, "second": second}
+    for name, t in {"gradient": gradient, **moments}.items():
         if t.shape != value.shape:
             raise ValueError(f"{name}: expected shape {tuple(value.shape)}, got {tuple(t.shape)}")
     if touched is not None:
@@ -43,14 +47,14 @@ def adam_(
                 f"touched: expected uint8 [{lines}] and sparse=True, got {touched.dtype} {tuple(touched.shape)}"
             )
     marks = () if touched is None else (touched,)
-    way = route("adam", value, gradient, first, second, *marks)
+    way = route("adam", value, gradient, *moments.values(), *marks)
     if way == "reference":
         adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
         if touched is not None:
             touched.zero_()
         return
     if way == "triton":
-        gpu("adam", value, gradient, first, second).adam_(
+        gpu("adam", value, gradient, *moments.values()).adam_(
             value,
             gradient,
             first,
@@ -64,10 +68,10 @@ def adam_(
             touched=touched,
         )
         return
-    kernel("adam", value, gradient, first, second)(
+    kernel("adam", value, gradient, *moments.values())(
         value.data_ptr(),
         gradient.data_ptr(),
-        first.data_ptr(),
+        0 if first is None else first.data_ptr(),
         second.data_ptr(),
         value.numel(),
         step,
@@ -83,7 +87,7 @@ def adam_(
 def adam_reference_(
     value: Tensor,
     gradient: Tensor,
-    first: Tensor,
+    first: Tensor | None,
     second: Tensor,
     step: int,
     lr: float,
@@ -95,10 +99,11 @@ def adam_reference_(
     """`adam_` in plain PyTorch."""
     live = gradient != 0 if sparse else torch.ones_like(gradient, dtype=torch.bool)
     full = gradient + weight_decay * value
-    m = torch.where(live, first + (1 - betas[0]) * (full - first), first)
+    m = full if first is None else torch.where(live, first + (1 - betas[0]) * (full - first), first)
     v = torch.where(live, second + (1 - betas[1]) * (full * full - second), second)
     change = lr / (1 - betas[0] ** step) * m / ((v / (1 - betas[1] ** step)).sqrt() + eps)
     value.copy_(torch.where(live, value - change, value))
-    first.copy_(m)
+    if first is not None:
+        first.copy_(m)
     second.copy_(v)
     gradient.zero_()
