@@ -186,7 +186,7 @@ class NGP(Method):
         """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks."""
         o, c, widen = self.occupancy, self.config, float(self.widen)
         peak = o.peak if step % 4 == 0 else None
-        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, keep=c.keep)
+        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, max(1e-4, c.keep), c.keep)
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: with steps three quarters as long as in training where those are long, and more
