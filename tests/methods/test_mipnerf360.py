@@ -14,7 +14,9 @@ from painted_ball import PaintedBall
 from three_scenes import KINDS, Wall, camera_at, info_of
 from torch import Tensor
 
+from lightfold import ops
 from lightfold.errors import ConfigError
+from lightfold.geometry import contract_gaussian
 from lightfold.losses import interlevel
 from lightfold.methods import method_class
 from lightfold.methods.mipnerf360 import (
@@ -27,7 +29,7 @@ from lightfold.methods.mipnerf360 import (
     cylinder,
     encoding_directions,
     integrated_encoding,
-    lift,
+    projected,
 )
 from lightfold.optim import Adam
 from lightfold.rays import Box, Rays
@@ -112,12 +114,37 @@ class TestGaussians:
         assert float(along) == pytest.approx(float(t.var()), rel=1e-2)
         assert float(across) == pytest.approx(float(x.var()), rel=1e-2)
 
-    def test_lift_turns_the_axis_into_the_ray(self) -> None:
-        """A direction that is not unit: variance along it is in its units, variance across it in lengths."""
-        rays = Rays(double([[1.0, 0.0, 0.0]]), double([[0.0, 3.0, 0.0]]))
-        mean, covariance = lift(rays, double([[2.0]]), double([[0.5]]), double([[0.1]]))
-        torch.testing.assert_close(mean, double([[[1.0, 6.0, 0.0]]]))
-        torch.testing.assert_close(covariance[0, 0], torch.diag(double([0.1, 4.5, 0.1])))
+    @pytest.mark.parametrize("contracted", [False, True])
+    def test_projected_is_the_matrices_seen_along_each_direction(self, contracted: bool, rng: torch.Generator) -> None:
+        """Directions that are not unit: variance along them is in their units, variance across them in lengths."""
+        origin, direction = (2 * torch.randn(40, 3, generator=rng, dtype=DOUBLE) for _ in range(2))
+        mean, along, across = (5 * torch.rand(40, 7, generator=rng, dtype=DOUBLE) for _ in range(3))
+        basis = torch.nn.functional.normalize(encoding_directions(21).double(), dim=1).T
+        rays = Rays(origin, direction)
+        place, variance = projected(rays, (mean, along, across), basis, contracted)
+        line = direction[:, :, None] * direction[:, None, :]
+        plane = torch.eye(3, dtype=DOUBLE) - line / line.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+        x, covariance = rays.at(mean), along[..., None, None] * line[:, None] + across[..., None, None] * plane[:, None]
+        if contracted:
+            assert (x.norm(dim=-1) < 1).any() and (x.norm(dim=-1) > 1).any(), "both sides of the unit ball"
+            x, covariance = contract_gaussian(x, covariance)
+        torch.testing.assert_close(place, x @ basis)
+        torch.testing.assert_close(variance, torch.einsum("id,rnij,jd->rnd", basis, covariance, basis))
+
+    def test_projected_far_away_in_single_precision(self) -> None:
+        """Where the parts of the contracted covariance nearly cancel, no variance may come out negative."""
+        rays = Rays(torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([[0.6, 0.0, 0.8]]))
+        mean, along, across = (
+            torch.tensor([[10.0, 500.0, 1e6]]),
+            torch.tensor([[4.0, 1e4, 1e10]]),
+            torch.full((1, 3), 1e-4),
+        )
+        _, variance = projected(rays, (mean, along, across), encoding_directions(21).T, True)
+        exact = projected(
+            rays.to(DOUBLE), (mean.double(), along.double(), across.double()), encoding_directions(21).T.double(), True
+        )
+        assert (variance >= -1e-9).all()
+        torch.testing.assert_close(variance.double(), exact[1], rtol=1e-3, atol=1e-6)
 
 
 class TestEncoding:
@@ -515,6 +542,19 @@ class TestMethod:
         model.config = replace(TINY, chunk=7)
         torch.testing.assert_close(model.render(info.cameras[0]).depth, first.depth)
 
+    def test_bfloat16_is_taken_where_it_pays_and_changes_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        info = info_of("unbounded")
+        model, pays = MipNeRF360(replace(TINY, bfloat16=True), info), [False]
+        monkeypatch.setattr(ops, "bfloat16_pays", lambda device: pays[0])
+        exact = model.render(info.cameras[0]).rgb
+        pays[0] = True
+        rounded = model.render(info.cameras[0]).rgb
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).abs().max() < 0.02
+        model.config = TINY
+        assert torch.equal(model.render(info.cameras[0]).rgb, exact), "off unless it is asked for"
+
     def test_float64_cameras_render(self) -> None:
         model = MipNeRF360(TINY, info_of("bounded", background=(0.0, 0.0, 0.0)))
         assert model.render(camera_at((2.0, 1.0, 1.0))).rgb.dtype == torch.float32
@@ -583,6 +623,15 @@ class TestLearning:
         psnr = -10 * math.log10(float(torch.stack(errors).mean()))
         assert psnr > 24.0, f"held-out PSNR {psnr:.2f} dB, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
         assert model.stats == {"rays": 128, "samples": 128 * 36, "mse": model.stats["mse"]}
+
+    def test_learns_in_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ops, "bfloat16_pays", lambda device: True)
+        ball = PaintedBall()
+        model, losses = train(ball, replace(LEARNING, bfloat16=True, steps=200))
+        errors = [(model.render(ball.view(i).camera).rgb - ball.truth(i)).square().mean() for i in ball.info.test]
+        psnr = -10 * math.log10(float(torch.stack(errors).mean()))
+        assert psnr > 22.0, f"held-out PSNR {psnr:.2f} dB, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
     @pytest.mark.parametrize("kind", ["unbounded", "forward-facing"])
     def test_learns_a_wall_at_its_true_distance(self, kind: str) -> None:

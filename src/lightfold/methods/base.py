@@ -99,6 +99,9 @@ class Method(nn.Module):
     TOGETHER: ClassVar[bool] = True
     """Whether several processes can train it together: whether all that changes its parameters and buffers is the
     optimiser, `stats`, and what `peaks` names."""
+    BY_KERNELS: ClassVar[bool] = True
+    """Whether a step's work is done by the native kernels, which then get all threads while PyTorch computes with one
+    (`ops.own_threads`). False: it is PyTorch's, which keeps them."""
 
     def __init__(self, config: Any, info: SceneInfo) -> None:
         super().__init__()

@@ -4,8 +4,9 @@
 aliased; scenes go on to the horizon; and most samples of a large network fall into empty air. The paper's answers, in
 the order of this file:
 
-1. `conical_frustum`, `lift`: an interval of a cone is taken as the Gaussian with the same mean and covariance.
-2. `geometry.contract_gaussian`: Gaussians of all of space are squeezed into a ball of radius 2 (equations 9 and 10).
+1. `conical_frustum`: an interval of a cone is taken as the Gaussian with the same mean and covariance.
+2. `projected`: Gaussians of all of space are squeezed into a ball of radius 2 (equations 9 and 10), and what the
+   encoding needs of their covariances is computed without them.
 3. `integrated_encoding`: the expected sine and cosine over a Gaussian. A wave much shorter than the Gaussian averages
    to nothing, so the network never sees detail that the sample does not resolve.
 4. `DensityMLP`, the proposal, and `RadianceMLP`, the field. Rays are cut anew after each round of the proposal, with
@@ -30,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from .. import ops
 from ..cameras import Camera
 from ..errors import ConfigError
-from ..geometry import contract_gaussian
 from ..losses import charbonnier, distortion, interlevel, mse
 from ..optim import Adam, Group, exponential_after, warm_up
 from ..proposal import resample, weights_from_density
@@ -89,8 +90,11 @@ class MipNeRF360Config:
     """Adam's epsilon. It matters, because gradients are clipped to a small norm."""
     clip: float = 1e-3
     """Largest norm of the gradient of each network."""
+    bfloat16: bool = False
+    """Round what the networks multiply to bfloat16, on devices that do so faster. Sums, weights, encodings and what is
+    rendered from the outputs stay in single precision."""
     chunk: int = 1024
-    """Rays rendered at once; bounds the memory of a picture."""
+    """Rays rendered at once; bounds the memory of a picture. On a processor, few enough for its caches are faster."""
 
     def __post_init__(self) -> None:
         least = {"warm_up": 0, "view_octaves": 0, "samples": 2, "lr_final": 0, "distortion": 0, "adam_eps": 0}
@@ -136,7 +140,8 @@ SMALL = MipNeRF360Config(
     lr=1.5e-3,  # With 5e-3 a bounded scene before a white background goes empty in the first steps, for good.
     warm_up=100,
     adam_eps=1e-8,
-    chunk=2048,
+    bfloat16=True,
+    chunk=256,
 )
 
 # ------------------------------------------------------------------------------------------------- Gaussians along rays
@@ -161,16 +166,31 @@ def cylinder(t0: Tensor, t1: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Te
     return 0.5 * (t0 + t1), (t1 - t0) ** 2 / 12.0, (radius**2 / 4.0).expand_as(t0)
 
 
-def lift(rays: Rays, mean: Tensor, along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments [R, n] with regard to the rays' axes -> Gaussians in space: means [R, n, 3], covariances [R, n, 3, 3].
+def projected(
+    rays: Rays, moments: tuple[Tensor, Tensor, Tensor], directions: Tensor, contracted: bool
+) -> tuple[Tensor, Tensor]:
+    """Means and variances [R, n, D] along unit `directions` [3, D] of the Gaussians with these moments [R, n].
 
-    Directions need not be unit; `along` is measured in them, `across` in lengths (mip-NeRF, equation 8).
+    In space, a Gaussian on a ray x(t) = o + t d has the mean x(mean) and the covariance along d d^T + across (I - d d^T
+    / |d|^2) (mip-NeRF, equation 8; `along` is measured in d, which need not be unit, `across` in lengths). `contracted`
+    squeezes it by `geometry.contract`, whose Jacobian at x is J = a I + (b - a) u u^T, with u = x / |x|, a = (2 - 1/|x|)
+    / |x| and b = 1 / |x|^2 beyond the unit ball, and a = b = 1 in it (equation 9). The encoding asks for no more of the
+    covariance than p^T J (...) J p for each of its directions p. That takes dot products only, and no matrices, of which
+    there would be one per sample.
     """
-    d = rays.direction
-    line = d[:, :, None] * d[:, None, :]
-    plane = torch.eye(3, dtype=d.dtype, device=d.device) - line / (d * d).sum(-1)[:, None, None]
-    covariance = along[..., None, None] * line[:, None] + across[..., None, None] * plane[:, None]
-    return rays.at(mean), covariance
+    mean, along, across = moments
+    d = rays.direction[:, None]
+    x = rays.at(mean)
+    along = (along - across / (d * d).sum(-1))[..., None]
+    place, slope, length = x @ directions, d @ directions, torch.ones((), dtype=x.dtype, device=x.device)
+    if contracted:
+        inverse = (x * x).sum(-1, keepdim=True).clamp(min=1.0).rsqrt()
+        a, b = (2.0 - inverse) * inverse, inverse * inverse
+        share = place * inverse  # p . u
+        length = torch.addcmul(a * a, b * b - a * a, share * share)  # |J p|^2
+        slope = torch.addcmul(a * slope, (b - a) * inverse * (x * d).sum(-1, keepdim=True), share)  # (J p) . d
+        place = place * a
+    return place, along * slope * slope + across[..., None] * length
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding
@@ -200,10 +220,11 @@ def integrated_encoding(mean: Tensor, variance: Tensor, octaves: int) -> Tensor:
     Returns [..., 2 D octaves]. Each wave is damped by exp(-4^l variance / 2) (mip-NeRF, equation 14); without variance
     it is NeRF's positional encoding.
     """
-    scale = 2.0 ** torch.arange(octaves, dtype=mean.dtype, device=mean.device)[:, None]
-    angle = scale * mean[..., None, :]
-    damping = torch.exp(-0.5 * scale**2 * variance[..., None, :])
-    return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=-2).flatten(-2)
+    scale = 2.0 ** torch.arange(octaves, dtype=mean.dtype, device=mean.device)
+    # A matrix [D, octaves D] that repeats and scales: a product with it is faster than to broadcast rows of D numbers.
+    scaled = torch.kron(scale[None], torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device))
+    angle, damping = mean @ scaled, (variance @ (-0.5 * scaled**2)).exp_()
+    return torch.cat([angle.sin().mul_(damping), angle.cos_().mul_(damping)], dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -234,7 +255,8 @@ class DensityMLP(nn.Module):
 
     def density(self, hidden: Tensor) -> Tensor:
         """softplus(raw - 1), of the raw output itself: it starts as thin fog, and may grow without limit."""
-        return F.softplus(self.density_head(hidden).squeeze(-1) - 1.0)
+        raw = self.density_head(hidden).to(self.density_head.weight)  # which autocast may have made narrower
+        return F.softplus(raw.squeeze(-1) - 1.0)
 
 
 class RadianceMLP(DensityMLP):
@@ -256,7 +278,7 @@ class RadianceMLP(DensityMLP):
         hidden = self.hidden(encoded)
         bottleneck = self.bottleneck(hidden)
         branch = torch.cat([bottleneck, encoded_view.expand(*bottleneck.shape[:-1], -1)], dim=-1)
-        raw = self.colour_head(F.relu(self.view_branch(branch)))
+        raw = self.colour_head(F.relu(self.view_branch(branch))).to(self.colour_head.weight)
         # A little more than [0, 1], so that black and white are reached by finite outputs.
         return self.density(hidden), 1.002 * torch.sigmoid(raw) - 0.001
 
@@ -307,6 +329,7 @@ class MipNeRF360(Method):
         "blender": PAPER_BLENDER,
         "llff": PAPER_LLFF,
     }
+    BY_KERNELS: ClassVar[bool] = False
     config: MipNeRF360Config
     background: Tensor
     fraction: Tensor
@@ -379,6 +402,7 @@ class MipNeRF360(Method):
         # Directions as they are before any warp: in those a highlight means something.
         view = self.encode_view(rays.direction)[:, None]
         levels: list[tuple[Tensor, Tensor]] = []
+        device, half = edges.device, self.config.bfloat16 and ops.bfloat16_pays(edges.device)
         drawn, counts = 1, [*self.config.proposal_samples, self.config.samples]
         for n in counts:
             # In the first round there is nothing yet to dilate: one interval, as long as the ray.
@@ -387,10 +411,11 @@ class MipNeRF360(Method):
             drawn *= n
             t = self.space.spacing.t_from_s(edges, straight.near, straight.far)
             encoded = self.encode(straight, t)
-            if len(levels) + 1 < len(counts):
-                density = self.proposal(encoded)
-            else:
-                density, rgb = self.field.radiance(encoded, view)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                if len(levels) + 1 < len(counts):
+                    density = self.proposal(encoded)
+                else:
+                    density, rgb = self.field.radiance(encoded, view)
             weights = weights_from_density(density, t * speed, self.opaque and not cropped)
             levels.append((edges, weights))
         alpha = weights.sum(dim=-1)
@@ -404,12 +429,9 @@ class MipNeRF360(Method):
     def encode(self, rays: Rays, t: Tensor) -> Tensor:
         """Features [R, n, 2 D octaves] of the intervals between t [R, n + 1] of straight rays."""
         shape = cylinder if self.space.tubes else conical_frustum
-        mean, covariance = lift(rays, *shape(t[:, :-1], t[:, 1:], rays.radius[:, None]))
-        if self.space.contracts:
-            mean, covariance = contract_gaussian(mean, covariance)
-        # Of the covariance only the variance along each direction of the encoding counts: p^T Sigma p.
-        variance = (self.basis * (covariance @ self.basis)).sum(dim=-2)
-        return integrated_encoding(mean @ self.basis, variance, self.config.octaves)
+        moments = shape(t[:, :-1], t[:, 1:], rays.radius[:, None])
+        mean, variance = projected(rays, moments, self.basis, self.space.contracts)
+        return integrated_encoding(mean, variance, self.config.octaves)
 
     def encode_view(self, direction: Tensor) -> Tensor:
         """Features [..., 3 + 6 octaves] of unit directions [..., 3]: a direction has no extent, and itself is kept."""

@@ -220,6 +220,7 @@ class NeRF(Method):
 
     Config = NeRFConfig
     PRESETS: ClassVar[dict[str, Any]] = {"": NeRFConfig(), "paper": PAPER, "paper-llff": PAPER_LLFF, "tiny": TINY}
+    BY_KERNELS: ClassVar[bool] = False
     background: Tensor
 
     def __init__(self, config: NeRFConfig, info: SceneInfo) -> None:

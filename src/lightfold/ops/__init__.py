@@ -1,7 +1,7 @@
 """Differentiable operations of radiance fields: a native CPU kernel and a plain PyTorch reference for each."""
 
 from .adam import adam_
-from .backend import native_info, own_threads, use
+from .backend import bfloat16_pays, native_info, own_threads, use
 from .composite import Composite, composite
 from .hash_encode import HashGrid, hash_encode, hash_gradient
 from .march import march
@@ -18,6 +18,7 @@ __all__ = [
     "Radiance",
     "Tracing",
     "adam_",
+    "bfloat16_pays",
     "composite",
     "density_at",
     "hash_encode",

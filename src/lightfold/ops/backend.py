@@ -178,6 +178,18 @@ def half_type(like: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether matrix products of bfloat16 numbers are faster than single-precision ones on a device.
+
+    They are on GPUs, and on processors with instructions for them; others emulate them, slowly. Where PyTorch is too
+    old to say what the processor has, the answer is no.
+    """
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def refuse_second_order(name: str) -> None:
     """Raise inside a backward pass that is itself to be differentiated: the native gradients are constants to autograd,
     and counting their derivative as zero would train a wrong model in silence."""
