@@ -35,7 +35,7 @@ from .. import ops
 from ..cameras import Camera
 from ..errors import ConfigError
 from ..losses import charbonnier, distortion, interlevel, mse
-from ..optim import Adam, Group, exponential_after, warm_up
+from ..optim import Adam, Group, constant, exponential_after, warm_up
 from ..proposal import resample, weights_from_density
 from ..rays import Box, Rays
 from ..spaces import space_of
@@ -76,8 +76,10 @@ class MipNeRF360Config:
     """Octaves of the encoding: the finest wave has a period of 2 pi / 2^(octaves - 1) in contracted units."""
     view_octaves: int = 4
     """Octaves of the encoding of view directions."""
-    colour_loss: Literal["charbonnier", "mse"] = "charbonnier"
-    """Charbonnier forgives passers-by and highlights; for synthetic pictures, the paper takes the square."""
+    colour_loss: Literal["auto", "charbonnier", "mse"] = "auto"
+    """Charbonnier forgives passers-by and highlights. Before a plain background it has a trap: like any absolute error
+    it is least at the median, which is the background where that fills most pixels, so that the scene goes empty and
+    stays so. auto: as the paper, Charbonnier on photographs, which are opaque, and the square otherwise."""
     distortion: float | None = None
     """Weight of the distortion loss. None: the paper's 0.01 on photographs, which are opaque, and 0 otherwise."""
     lr: float = 2e-3
@@ -107,7 +109,7 @@ class MipNeRF360Config:
                 "mipnerf360's option 'proposal_samples' must be one number per round, each at least 2, "
                 f"not {self.proposal_samples}."
             )
-        for name, choices in (("directions", (3, 6, 21)), ("colour_loss", ("charbonnier", "mse"))):
+        for name, choices in (("directions", (3, 6, 21)), ("colour_loss", ("auto", "charbonnier", "mse"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"mipnerf360's option '{name}' must be one of {choices}, not {getattr(self, name)}.")
 
@@ -137,7 +139,7 @@ SMALL = MipNeRF360Config(
     view_width=64,
     directions=6,
     octaves=8,
-    lr=1.5e-3,  # With 5e-3 a bounded scene before a white background goes empty in the first steps, for good.
+    lr=1.5e-3,
     warm_up=100,
     adam_eps=1e-8,
     bfloat16=True,
@@ -171,12 +173,12 @@ def projected(
 ) -> tuple[Tensor, Tensor]:
     """Means and variances [R, n, D] along unit `directions` [3, D] of the Gaussians with these moments [R, n].
 
-    In space, a Gaussian on a ray x(t) = o + t d has the mean x(mean) and the covariance along d d^T + across (I - d d^T
-    / |d|^2) (mip-NeRF, equation 8; `along` is measured in d, which need not be unit, `across` in lengths). `contracted`
-    squeezes it by `geometry.contract`, whose Jacobian at x is J = a I + (b - a) u u^T, with u = x / |x|, a = (2 - 1/|x|)
-    / |x| and b = 1 / |x|^2 beyond the unit ball, and a = b = 1 in it (equation 9). The encoding asks for no more of the
-    covariance than p^T J (...) J p for each of its directions p. That takes dot products only, and no matrices, of which
-    there would be one per sample.
+    In space, a Gaussian on a ray with direction d has its mean at x and the covariance C = along d d^T + across (I -
+    d d^T / |d|^2) (mip-NeRF, equation 8; `along` is measured in d, which need not be unit, `across` in lengths).
+    `contracted` squeezes it by `geometry.contract`, whose Jacobian is J = a I + (b - a) u u^T with u = x / |x|, where
+    a = (2 - 1/|x|) / |x| and b = 1 / |x|^2 beyond the unit ball, and a = b = 1 in it (equation 9). All that the
+    encoding asks of the covariance is p^T J C J p for each of its directions p. That takes dot products, and not a
+    matrix per sample.
     """
     mean, along, across = moments
     d = rays.direction[:, None]
@@ -333,6 +335,7 @@ class MipNeRF360(Method):
     config: MipNeRF360Config
     background: Tensor
     fraction: Tensor
+    trained: Tensor
     basis: Tensor
     eyes: Tensor
 
@@ -346,10 +349,14 @@ class MipNeRF360(Method):
         self.space = space_of(info)
         # Photographs without transparency have no background: whatever a ray meets last is opaque, however far.
         self.opaque = info.background is None
+        by_scene = "charbonnier" if self.opaque else "mse"
+        self.colour_loss = by_scene if config.colour_loss == "auto" else config.colour_loss
         self.distortion = (0.01 if self.opaque else 0.0) if config.distortion is None else config.distortion
         self.register_buffer("background", torch.tensor(info.background or (0.0, 0.0, 0.0)), persistent=False)
         self.register_buffer("fraction", torch.tensor(0.0))
         """Share of the training that is done, of steps or of time: what the annealing runs on."""
+        self.register_buffer("trained", torch.tensor(0))
+        """Steps taken so far: what the warm-up counts."""
         self.register_buffer("basis", encoding_directions(config.directions).T, persistent=False)
         cameras = [info.cameras[i] for i in info.train]
         self.register_buffer("eyes", torch.stack([camera.center.float() for camera in cameras]), persistent=False)
@@ -359,7 +366,12 @@ class MipNeRF360(Method):
 
     def groups(self) -> list[Group]:
         c = self.config
-        schedule = warm_up(exponential_after(0.0, c.lr_final), c.warm_up / c.steps)
+        decay, ramp = exponential_after(0.0, c.lr_final), warm_up(constant, 1.0)
+
+        # In steps, whatever the budget: a share of three minutes would be over before the networks know of space.
+        def schedule(fraction: float) -> float:
+            return decay(fraction) * (ramp(int(self.trained) / c.warm_up) if c.warm_up else 1.0)
+
         networks = {"proposal": self.proposal, "field": self.field}
         return [
             Group(name, list(net.parameters()), c.lr, (0.9, 0.999), c.adam_eps, schedule=schedule, clip=c.clip)
@@ -376,7 +388,7 @@ class MipNeRF360(Method):
         *proposals, (edges, weights) = seen.levels
         bounds = [interlevel(edges, weights, *proposal) for proposal in proposals]
         terms = {
-            "colour": charbonnier(colour, true) if c.colour_loss == "charbonnier" else mse(colour, true),
+            "colour": charbonnier(colour, true) if self.colour_loss == "charbonnier" else mse(colour, true),
             "interlevel": torch.stack(bounds).sum(),
         }
         if self.distortion > 0:
@@ -387,6 +399,7 @@ class MipNeRF360(Method):
 
     def after_step(self, step: int, optim: Adam) -> None:
         self.fraction.fill_(optim.fraction)
+        self.trained.fill_(step + 1)
 
     def trace(self, rays: Rays, rng: Generator | None = None, fraction: float = 1.0, cropped: bool = False) -> Traced:
         """What rays see. With a generator: jittered, for training. `fraction` of the training is done. Rays that end at

@@ -9,6 +9,7 @@ from .mlp import mlp
 from .radiance import Loss, Picture, Radiance, Tracing, density_at, render_rays, train_rays
 from .spherical_harmonics import spherical_harmonics
 from .surface import surface
+from .surface_march import Steps, march_field, surface_march
 
 __all__ = [
     "Composite",
@@ -16,6 +17,7 @@ __all__ = [
     "Loss",
     "Picture",
     "Radiance",
+    "Steps",
     "Tracing",
     "adam_",
     "bfloat16_pays",
@@ -24,12 +26,14 @@ __all__ = [
     "hash_encode",
     "hash_gradient",
     "march",
+    "march_field",
     "mlp",
     "native_info",
     "own_threads",
     "render_rays",
     "spherical_harmonics",
     "surface",
+    "surface_march",
     "train_rays",
     "use",
 ]
