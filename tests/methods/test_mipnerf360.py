@@ -569,6 +569,13 @@ class TestMethod:
         model.config = TINY
         assert torch.equal(model.render(info.cameras[0]).rgb, exact), "off unless it is asked for"
 
+    def test_places_are_never_rounded_to_bfloat16(self) -> None:
+        model, rays = MipNeRF360(TINY, info_of("unbounded")), rays_of("unbounded").to(torch.float32)
+        t = torch.tensor([[0.5, 1.0, 3.0]]).expand(len(rays), -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = model.encode(rays, t)
+        assert torch.equal(inside, model.encode(rays, t))
+
     def test_float64_cameras_render(self) -> None:
         model = MipNeRF360(TINY, info_of("bounded", background=(0.0, 0.0, 0.0)))
         assert model.render(camera_at((2.0, 1.0, 1.0))).rgb.dtype == torch.float32
@@ -621,6 +628,7 @@ def train(scene: object, config: MipNeRF360Config, seed: int = 0) -> tuple[MipNe
         ).sum()
         total.backward()
         optim.step(step / config.steps)
+        model.after_step(step, optim)
         losses.append(float(total.detach()))
     return model, losses
 

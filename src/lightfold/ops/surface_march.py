@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import kernel, route
+from .backend import empty, kernel, route
 from .hash_encode import HashGrid
 from .march import check_bits, check_rays, check_steps, march
 from .surface import check_field, surface
@@ -75,7 +75,7 @@ def surface_march(
     last = last[:1].contiguous()
     first = first.contiguous()
     run = kernel("surface_march", origin, direction, near, far, table, first, last)
-    start = torch.empty((len(origin), most), dtype=origin.dtype)
+    start = empty((len(origin), most), origin)
     kept, evaluated = torch.zeros((2, len(origin)), dtype=torch.int32)
     run(
         grid.native, levels, table.data_ptr(), first.data_ptr(), last.data_ptr(), first.shape[0], 1, beta,
