@@ -340,8 +340,8 @@ class HashField(DistanceField):
         if not self.shallow:
             return super().march(rays, bits, size, **how)
         with torch.no_grad():
-            *layers, levels = self._layers(1)
-        return ops.surface_march(rays, bits, size, self.table, *layers, self.grid, levels=levels, beta=BETA, **how)
+            inner, outer, levels = self._layers(1)
+        return ops.surface_march(rays, bits, size, self.table, inner, outer, self.grid, levels=levels, beta=BETA, **how)
 
     def _surface(self, points: Tensor, slope: bool, outputs: int | None = None) -> tuple[Tensor, Tensor]:
         """All of it in one kernel, which knows networks of one hidden layer."""
