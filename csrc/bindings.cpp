@@ -19,6 +19,7 @@
 #include "kernels.h"
 #include "parallel.h"
 #include "surface.h"
+#include "surface_march.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -241,6 +242,16 @@ void bind(nb::module_& m, const char* suffix) {
     Exclusive exclusive;
     kernels<T>().surface_backward(workers(), surface_args<T>(spec, levels, table, first, last, hidden, outputs, beta), at<T>(points),
                                   n, at<T>(trail), at<T>(d_out), at<T>(d_gradient), at<T>(d_table), at<T>(d_first), at<T>(d_last));
+  });
+  m.def(name("surface_march").c_str(), [](const HashSpec& spec, int levels, Address table, Address first, Address last, int hidden,
+                                          int outputs, double beta, int size, Address bits, int64_t rays, Address origin,
+                                          Address direction, Address near, Address far, uint64_t seed, double step, int most,
+                                          double inv_s, double keep, Address t, Address kept, Address evaluated) {
+    Exclusive exclusive;
+    const RayArgs<T> r{rays, at<const T>(origin), at<const T>(direction), at<const T>(near), at<const T>(far), nullptr, seed};
+    const SurfaceMarchArgs steps{GridShape{1, size}, Occupancy{at<uint64_t>(bits), nullptr}, step, most, inv_s, keep};
+    kernels<T>().surface_march(workers(), surface_args<T>(spec, levels, table, first, last, hidden, outputs, beta), r, steps, at<T>(t),
+                               at<int32_t>(kept), at<int32_t>(evaluated));
   });
 }
 

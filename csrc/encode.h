@@ -26,7 +26,7 @@ struct HashSpec {
 namespace LF_ISA {
 
 constexpr int kEncodeTile = 128;
-constexpr int kAhead = 16;  // samples between sending for a row of a table and using it
+constexpr int kPrefetch = 16;  // samples between sending for a row of a table and using it
 
 // Rows and trilinear fractions of a tile. `row` holds, per sample, the four (kLine) or eight (kXor) rows.
 template <class T, int kCorners>
@@ -95,8 +95,8 @@ LF_INLINE void gather_level(const HashSpec& spec, int l, const T* table, const T
     Cells<T, 4> cell;
     cells_line(spec, l, x, y, z, n, cell);
     for (int i = 0; i < n; ++i) {
-      if (i + kAhead < n)
-        for (int k = 0; k < 4; ++k) __builtin_prefetch(table + size_t(cell.row[k][i + kAhead]) * F);
+      if (i + kPrefetch < n)
+        for (int k = 0; k < 4; ++k) __builtin_prefetch(table + size_t(cell.row[k][i + kPrefetch]) * F);
       const T fy = cell.fy[i], fz = cell.fz[i], fx = cell.fx[i];
       const T w11 = fy * fz, w01 = fz - w11, w10 = fy - w11, w00 = T(1) - fy - w01;
       Pair a, b, c, d;
@@ -165,8 +165,8 @@ LF_INLINE void scatter_level_f(const HashSpec& spec, int l, const T* x, const T*
       Cells<T, 4> cell;
       cells_line(spec, l, x + s, y + s, z + s, c, cell);
       for (int i = 0; i < c; ++i) {
-        if (i + kAhead < c)
-          for (int k = 0; k < 4; ++k) __builtin_prefetch(gradient + size_t(cell.row[k][i + kAhead]) * F, 1);
+        if (i + kPrefetch < c)
+          for (int k = 0; k < 4; ++k) __builtin_prefetch(gradient + size_t(cell.row[k][i + kPrefetch]) * F, 1);
         Pair g;
         for (int f = 0; f < F; ++f) {
           g[F + f] = cell.fx[i] * block[i * F + f];

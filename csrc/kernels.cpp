@@ -7,6 +7,7 @@
 #include "field.h"
 #include "parallel.h"
 #include "surface.h"
+#include "surface_march.h"
 
 namespace lf {
 namespace LF_ISA {
@@ -482,6 +483,22 @@ void surface_backward(const Workers& workers, const SurfaceArgs<T>& args, const 
   }
 }
 
+template <class T>
+void surface_march(const Workers& workers, const SurfaceArgs<T>& args, const RayArgs<T>& rays, const SurfaceMarchArgs& steps,
+                   T* t_out, int32_t* kept, int32_t* evaluated) {
+  const Surface<T> field(args, static_cast<T*>(workers.scratch(workers.pool, workers.count,
+                                                               sizeof(T) * Surface<T>::packed_size(args))));
+  std::vector<uint8_t> storage;
+  SurfaceMarchArgs with_summary = steps;
+  with_summary.occupancy = summarised(steps.grid, steps.occupancy.bits, storage);
+  const SurfaceMarch<T> march{field, rays, with_summary};
+  workers.each(tasks_for(rays.count, kTogether), [&](int task, int worker) {
+    const int64_t begin = int64_t(task) * kTogether;
+    march.group(begin, int(min(int64_t(kTogether), rays.count - begin)), t_out, kept, evaluated,
+                Arena{static_cast<char*>(workers.scratch(workers.pool, worker, march.scratch_bytes()))});
+  });
+}
+
 // ---- Occupancy grid ------------------------------------------------------------------------------------------------
 
 // Occupied cells lose a little and are struck off below the threshold of their cascade. Empty cells are not visited:
@@ -548,7 +565,7 @@ Kernels<T> table() {
                     mlp_backward<T>, spherical_harmonics_all<T>, composite<T>,            composite_backward<T>,
                     march<T>,        adam<T>,                 scatter_trail<T>,           trace<T>,
                     density<T>,      trace_gradient_size<T>,  surface<T>,                surface_backward<T>,
-                    surface_trail_size<T>};
+                    surface_trail_size<T>, surface_march<T>};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ struct HashSpec;
 struct GridShape;
 struct AdamArgs;
 struct TraceArgs;
+struct SurfaceMarchArgs;
 template <class T> struct FieldArgs;
 template <class T> struct RayArgs;
 template <class T> struct PictureOut;
@@ -56,6 +57,9 @@ struct Kernels {
   void (*surface_backward)(const Workers&, const SurfaceArgs<T>&, const T* points, int64_t n, const T* trail, const T* d_out,
                            const T* d_gradient, T* d_table, T* d_first, T* d_last);
   int64_t (*surface_trail_size)(const SurfaceArgs<T>&, int64_t n);
+  // Steps of rays through a field of one output whose weight counts: t_out [rays, most], kept and evaluated [rays]
+  void (*surface_march)(const Workers&, const SurfaceArgs<T>&, const RayArgs<T>&, const SurfaceMarchArgs&, T* t_out, int32_t* kept,
+                        int32_t* evaluated);
 };
 
 struct KernelSet {

@@ -107,6 +107,23 @@ def ngp(scene: PaintedBall, kind: type[NGP] = NGP, seed: int = 0) -> NGP:
     return kind(TINY, scene.info)
 
 
+@pytest.mark.parametrize("by_kernels", [True, False])
+def test_threads_are_pytorchs_where_its_operations_are_the_step(
+    tmp_path: Path, ball: PaintedBall, monkeypatch: pytest.MonkeyPatch, by_kernels: bool
+) -> None:
+    found = []
+
+    def loss(self: Slope, scene: Any, step: int, rng: Generator) -> dict[str, Tensor]:
+        found.append(torch.get_num_threads())
+        return {"colour": self.value.square().sum()}
+
+    monkeypatch.setattr(Slope, "BY_KERNELS", by_kernels)
+    monkeypatch.setattr(Slope, "loss", loss)
+    before = torch.get_num_threads()
+    start(run_of(tmp_path / "run", ball, steps=1), ball, Slope(TINY, ball.info))
+    assert found == [1 if by_kernels else before] and torch.get_num_threads() == before > 1
+
+
 class Interrupted(NGP):
     """Stops before a step, as if Ctrl-C had come exactly then."""
 

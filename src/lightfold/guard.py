@@ -25,11 +25,11 @@ PATIENCE = 1000
 class Guard:
     """The way back from a loss to gradients, for a method on `device` with networks in type `half`.
 
-    On a CPU it is `backward` and nothing else.
+    On a CPU, which has no float16, it is `backward` and nothing else.
     """
 
     def __init__(self, device: torch.device, half: torch.dtype | None = None) -> None:
-        self.active = device.type in TRITON_DEVICES or half is not None
+        self.active = device.type in TRITON_DEVICES or half is torch.float16
         self.scale = torch.full((), SCALE, device=device) if half is torch.float16 else None
         self._calm = torch.zeros((), device=device)
         """Steps since the scale last changed."""

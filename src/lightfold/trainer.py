@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -110,7 +111,7 @@ def train(
     gc.freeze()
     gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
     try:
-        with own_threads(), ctrl_c:
+        with own_threads() if method.BY_KERNELS else nullcontext(), ctrl_c:
             budget.start(step)
             while not budget.spent(step):
                 ctrl_c.obey()

@@ -160,6 +160,9 @@ class Method(nn.Module):
     """The option that says how large a batch is, which is halved where memory does not suffice, and its least value."""
     HALF: ClassVar[bool] = False
     """Whether it has networks or tables that may be read in half precision: those inside `computing`."""
+    BY_KERNELS: ClassVar[bool] = True
+    """Whether a step's work is done by the native kernels, which then get all threads while PyTorch computes with one
+    (`ops.own_threads`). False: it is PyTorch's, which keeps them."""
 
     def __init__(self, config: Any, info: SceneInfo) -> None:
         super().__init__()

@@ -4,8 +4,9 @@
 aliased; scenes go on to the horizon; and most samples of a large network fall into empty air. The paper's answers, in
 the order of this file:
 
-1. `conical_frustum`, `lift`: an interval of a cone is taken as the Gaussian with the same mean and covariance.
-2. `geometry.contract_gaussian`: Gaussians of all of space are squeezed into a ball of radius 2 (equations 9 and 10).
+1. `conical_frustum`: an interval of a cone is taken as the Gaussian with the same mean and covariance.
+2. `projected`: Gaussians of all of space are squeezed into a ball of radius 2 (equations 9 and 10), and what the
+   encoding needs of their covariances is computed without them.
 3. `integrated_encoding`: the expected sine and cosine over a Gaussian. A wave much shorter than the Gaussian averages
    to nothing, so the network never sees detail that the sample does not resolve.
 4. `DensityMLP`, the proposal, and `RadianceMLP`, the field. Rays are cut anew after each round of the proposal, with
@@ -33,9 +34,8 @@ from torch import Generator, Tensor, nn
 from .. import devices
 from ..cameras import Camera
 from ..errors import ConfigError
-from ..geometry import contract_gaussian
 from ..losses import charbonnier, distortion, interlevel, mse
-from ..optim import Adam, Group, exponential_after, warm_up
+from ..optim import Adam, Group, constant, exponential_after, warm_up
 from ..proposal import resample, weights_from_density
 from ..rays import Box, Rays
 from ..spaces import space_of
@@ -76,8 +76,10 @@ class MipNeRF360Config:
     """Octaves of the encoding: the finest wave has a period of 2 pi / 2^(octaves - 1) in contracted units."""
     view_octaves: int = 4
     """Octaves of the encoding of view directions."""
-    colour_loss: Literal["charbonnier", "mse"] = "charbonnier"
-    """Charbonnier forgives passers-by and highlights; for synthetic pictures, the paper takes the square."""
+    colour_loss: Literal["auto", "charbonnier", "mse"] = "auto"
+    """Charbonnier forgives passers-by and highlights. Before a plain background it has a trap: like any absolute error
+    it is least at the median, which is the background where that fills most pixels, so that the scene goes empty and
+    stays so. auto: as the paper, Charbonnier on photographs, which are opaque, and the square otherwise."""
     distortion: float | None = None
     """Weight of the distortion loss. None: the paper's 0.01 on photographs, which are opaque, and 0 otherwise."""
     lr: float = 2e-3
@@ -91,7 +93,7 @@ class MipNeRF360Config:
     clip: float = 1e-3
     """Largest norm of the gradient of each network."""
     chunk: int = 1024
-    """Rays rendered at once; bounds the memory of a picture."""
+    """Rays rendered at once; bounds the memory of a picture. On a processor, few enough for its caches are faster."""
 
     def __post_init__(self) -> None:
         least = {"warm_up": 0, "view_octaves": 0, "samples": 2, "lr_final": 0, "distortion": 0, "adam_eps": 0}
@@ -104,7 +106,7 @@ class MipNeRF360Config:
                 "mipnerf360's option 'proposal_samples' must be one number per round, each at least 2, "
                 f"not {self.proposal_samples}."
             )
-        for name, choices in (("directions", (3, 6, 21)), ("colour_loss", ("charbonnier", "mse"))):
+        for name, choices in (("directions", (3, 6, 21)), ("colour_loss", ("auto", "charbonnier", "mse"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"mipnerf360's option '{name}' must be one of {choices}, not {getattr(self, name)}.")
 
@@ -134,10 +136,10 @@ SMALL = MipNeRF360Config(
     view_width=64,
     directions=6,
     octaves=8,
-    lr=1.5e-3,  # With 5e-3 a bounded scene before a white background goes empty in the first steps, for good.
+    lr=1.5e-3,
     warm_up=100,
     adam_eps=1e-8,
-    chunk=2048,
+    chunk=256,
 )
 
 # ------------------------------------------------------------------------------------------------- Gaussians along rays
@@ -162,16 +164,31 @@ def cylinder(t0: Tensor, t1: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Te
     return 0.5 * (t0 + t1), (t1 - t0) ** 2 / 12.0, (radius**2 / 4.0).expand_as(t0)
 
 
-def lift(rays: Rays, mean: Tensor, along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments [R, n] with regard to the rays' axes -> Gaussians in space: means [R, n, 3], covariances [R, n, 3, 3].
+def projected(
+    rays: Rays, moments: tuple[Tensor, Tensor, Tensor], directions: Tensor, contracted: bool
+) -> tuple[Tensor, Tensor]:
+    """Means and variances [R, n, D] along unit `directions` [3, D] of the Gaussians with these moments [R, n].
 
-    Directions need not be unit; `along` is measured in them, `across` in lengths (mip-NeRF, equation 8).
+    In space, a Gaussian on a ray with direction d has its mean at x and the covariance C = along d d^T + across (I -
+    d d^T / |d|^2) (mip-NeRF, equation 8; `along` is measured in d, which need not be unit, `across` in lengths).
+    `contracted` squeezes it by `geometry.contract`, whose Jacobian is J = a I + (b - a) u u^T with u = x / |x|, where
+    a = (2 - 1/|x|) / |x| and b = 1 / |x|^2 beyond the unit ball, and a = b = 1 in it (equation 9). All that the
+    encoding asks of the covariance is p^T J C J p for each of its directions p. That takes dot products, and not a
+    matrix per sample.
     """
-    d = rays.direction
-    line = d[:, :, None] * d[:, None, :]
-    plane = torch.eye(3, dtype=d.dtype, device=d.device) - line / (d * d).sum(-1)[:, None, None]
-    covariance = along[..., None, None] * line[:, None] + across[..., None, None] * plane[:, None]
-    return rays.at(mean), covariance
+    mean, along, across = moments
+    d = rays.direction[:, None]
+    x = rays.at(mean)
+    along = (along - across / (d * d).sum(-1))[..., None]
+    place, slope, length = x @ directions, d @ directions, torch.ones((), dtype=x.dtype, device=x.device)
+    if contracted:
+        inverse = (x * x).sum(-1, keepdim=True).clamp(min=1.0).rsqrt()
+        a, b = (2.0 - inverse) * inverse, inverse * inverse
+        share = place * inverse  # p . u
+        length = torch.addcmul(a * a, b * b - a * a, share * share)  # |J p|^2
+        slope = torch.addcmul(a * slope, (b - a) * inverse * (x * d).sum(-1, keepdim=True), share)  # (J p) . d
+        place = place * a
+    return place, along * slope * slope + across[..., None] * length
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding
@@ -201,10 +218,11 @@ def integrated_encoding(mean: Tensor, variance: Tensor, octaves: int) -> Tensor:
     Returns [..., 2 D octaves]. Each wave is damped by exp(-4^l variance / 2) (mip-NeRF, equation 14); without variance
     it is NeRF's positional encoding.
     """
-    scale = 2.0 ** torch.arange(octaves, dtype=mean.dtype, device=mean.device)[:, None]
-    angle = scale * mean[..., None, :]
-    damping = torch.exp(-0.5 * scale**2 * variance[..., None, :])
-    return torch.cat([damping * angle.sin(), damping * angle.cos()], dim=-2).flatten(-2)
+    scale = 2.0 ** torch.arange(octaves, dtype=mean.dtype, device=mean.device)
+    # A matrix [D, octaves D] that repeats and scales: a product with it is faster than to broadcast rows of D numbers.
+    scaled = torch.kron(scale[None], torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device))
+    angle, damping = mean @ scaled, (variance @ (-0.5 * scaled**2)).exp_()
+    return torch.cat([angle.sin().mul_(damping), angle.cos_().mul_(damping)], dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -235,7 +253,8 @@ class DensityMLP(nn.Module):
 
     def density(self, hidden: Tensor) -> Tensor:
         """softplus(raw - 1), of the raw output itself: it starts as thin fog, and may grow without limit."""
-        return F.softplus(self.density_head(hidden).squeeze(-1) - 1.0)
+        raw = self.density_head(hidden).to(self.density_head.weight)  # which autocast may have made narrower
+        return F.softplus(raw.squeeze(-1) - 1.0)
 
 
 class RadianceMLP(DensityMLP):
@@ -257,7 +276,7 @@ class RadianceMLP(DensityMLP):
         hidden = self.hidden(encoded)
         bottleneck = self.bottleneck(hidden)
         branch = torch.cat([bottleneck, encoded_view.expand(*bottleneck.shape[:-1], -1)], dim=-1)
-        raw = self.colour_head(F.relu(self.view_branch(branch)))
+        raw = self.colour_head(F.relu(self.view_branch(branch))).to(self.colour_head.weight)
         # A little more than [0, 1], so that black and white are reached by finite outputs.
         return self.density(hidden), 1.002 * torch.sigmoid(raw) - 0.001
 
@@ -308,10 +327,13 @@ class MipNeRF360(Method):
         "blender": PAPER_BLENDER,
         "llff": PAPER_LLFF,
     }
-    ON_HOST = ("fraction",)
+    BY_KERNELS = False
+    HALF = True
+    ON_HOST = ("fraction", "trained")
     config: MipNeRF360Config
     background: Tensor
     fraction: Tensor
+    trained: Tensor
     basis: Tensor
     eyes: Tensor
 
@@ -325,10 +347,14 @@ class MipNeRF360(Method):
         self.space = space_of(info)
         # Photographs without transparency have no background: whatever a ray meets last is opaque, however far.
         self.opaque = info.background is None
+        by_scene = "charbonnier" if self.opaque else "mse"
+        self.colour_loss = by_scene if config.colour_loss == "auto" else config.colour_loss
         self.distortion = (0.01 if self.opaque else 0.0) if config.distortion is None else config.distortion
         self.register_buffer("background", torch.tensor(info.background or (0.0, 0.0, 0.0)), persistent=False)
         self.register_buffer("fraction", torch.tensor(0.0))
         """Share of the training that is done, of steps or of time: what the annealing runs on."""
+        self.register_buffer("trained", torch.tensor(0))
+        """Steps taken so far: what the warm-up counts."""
         self.register_buffer("basis", encoding_directions(config.directions).T, persistent=False)
         cameras = [info.cameras[i] for i in info.train]
         self.register_buffer("eyes", torch.stack([camera.center.float() for camera in cameras]), persistent=False)
@@ -338,7 +364,12 @@ class MipNeRF360(Method):
 
     def groups(self) -> list[Group]:
         c = self.config
-        schedule = warm_up(exponential_after(0.0, c.lr_final), c.warm_up / c.steps)
+        decay, ramp = exponential_after(0.0, c.lr_final), warm_up(constant, 1.0)
+
+        # In steps, whatever the budget: a share of three minutes would be over before the networks know of space.
+        def schedule(fraction: float) -> float:
+            return decay(fraction) * (ramp(int(self.trained) / c.warm_up) if c.warm_up else 1.0)
+
         networks = {"proposal": self.proposal, "field": self.field}
         return [
             Group(name, list(net.parameters()), c.lr, (0.9, 0.999), c.adam_eps, schedule=schedule, clip=c.clip)
@@ -355,7 +386,7 @@ class MipNeRF360(Method):
         *proposals, (edges, weights) = seen.levels
         bounds = [interlevel(edges, weights, *proposal) for proposal in proposals]
         terms = {
-            "colour": charbonnier(colour, true) if c.colour_loss == "charbonnier" else mse(colour, true),
+            "colour": charbonnier(colour, true) if self.colour_loss == "charbonnier" else mse(colour, true),
             "interlevel": torch.stack(bounds).sum(),
         }
         if self.distortion > 0:
@@ -366,6 +397,7 @@ class MipNeRF360(Method):
 
     def after_step(self, step: int, optim: Adam) -> None:
         self.fraction.fill_(optim.fraction)
+        self.trained.fill_(step + 1)
 
     def trace(self, rays: Rays, rng: Generator | None = None, fraction: float = 1.0, cropped: bool = False) -> Traced:
         """What rays see. With a generator: jittered, for training. `fraction` of the training is done. Rays that end at
@@ -389,10 +421,11 @@ class MipNeRF360(Method):
             drawn *= n
             t = self.space.spacing.t_from_s(edges, straight.near, straight.far)
             encoded = self.encode(straight, t)
-            if len(levels) + 1 < len(counts):
-                density = self.proposal(encoded)
-            else:
-                density, rgb = self.field.radiance(encoded, view)
+            with self.computing():
+                if len(levels) + 1 < len(counts):
+                    density = self.proposal(encoded)
+                else:
+                    density, rgb = self.field.radiance(encoded, view)
             weights = weights_from_density(density, t * speed, self.opaque and not cropped)
             levels.append((edges, weights))
         alpha = weights.sum(dim=-1)
@@ -406,12 +439,11 @@ class MipNeRF360(Method):
     def encode(self, rays: Rays, t: Tensor) -> Tensor:
         """Features [R, n, 2 D octaves] of the intervals between t [R, n + 1] of straight rays."""
         shape = cylinder if self.space.tubes else conical_frustum
-        mean, covariance = lift(rays, *shape(t[:, :-1], t[:, 1:], rays.radius[:, None]))
-        if self.space.contracts:
-            mean, covariance = contract_gaussian(mean, covariance)
-        # Of the covariance only the variance along each direction of the encoding counts: p^T Sigma p.
-        variance = (self.basis * (covariance @ self.basis)).sum(dim=-2)
-        return integrated_encoding(mean @ self.basis, variance, self.config.octaves)
+        moments = shape(t[:, :-1], t[:, 1:], rays.radius[:, None])
+        # Whoever computes the rest in fewer digits: of a place that is rounded, the fine waves are noise.
+        with torch.autocast(t.device.type, enabled=False):
+            mean, variance = projected(rays, moments, self.basis, self.space.contracts)
+            return integrated_encoding(mean, variance, self.config.octaves)
 
     def encode_view(self, direction: Tensor) -> Tensor:
         """Features [..., 3 + 6 octaves] of unit directions [..., 3]: a direction has no extent, and itself is kept."""

@@ -221,6 +221,7 @@ class NeRF(Method):
 
     Config = NeRFConfig
     PRESETS: ClassVar[dict[str, Any]] = {"": NeRFConfig(), "paper": PAPER, "paper-llff": PAPER_LLFF, "tiny": TINY}
+    BY_KERNELS = False
     ON_GPU: ClassVar[dict[str, int]] = {"rays": 4096, "chunk": 8192}
     background: Tensor
 

@@ -44,10 +44,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -231,6 +230,10 @@ class DistanceField(nn.Module):
         with torch.no_grad():
             return self(points)[:, 0]
 
+    def march(self, rays: tuple[Tensor, Tensor, Tensor, Tensor], bits: Tensor, size: int, **how: Any) -> ops.Steps:
+        """The steps along rays that count: `ops.march_field` of this field."""
+        return ops.march_field(self.value, rays, bits, size, **how)
+
     def sample(self, points: Tensor, train: bool) -> Sampled:
         """Distance, features and analytic gradient; differentiable again if `train`."""
         with torch.enable_grad():
@@ -333,14 +336,25 @@ class HashField(DistanceField):
         out = out if train else out.detach()
         return Sampled(out[:, 0], out[:, 1:], gradient)
 
+    def march(self, rays: tuple[Tensor, Tensor, Tensor, Tensor], bits: Tensor, size: int, **how: Any) -> ops.Steps:
+        if not self.shallow:
+            return super().march(rays, bits, size, **how)
+        with torch.no_grad():
+            inner, outer, levels = self._layers(1)
+        return ops.surface_march(rays, bits, size, self.table, inner, outer, self.grid, levels=levels, beta=BETA, **how)
+
     def _surface(self, points: Tensor, slope: bool, outputs: int | None = None) -> tuple[Tensor, Tensor]:
-        """All of it in one kernel, which knows networks of one hidden layer; biases are columns of the layers."""
+        """All of it in one kernel, which knows networks of one hidden layer."""
+        inner, outer, levels = self._layers(outputs)
+        return ops.surface(points, self.table, inner, outer, self.grid, levels=levels, beta=BETA, slope=slope)
+
+    def _layers(self, outputs: int | None) -> tuple[Tensor, Tensor, int]:
+        """Both layers as `ops.surface` takes them, with biases as columns, and how many levels are active."""
         first, levels = self.hidden[0], int(self.active.sum()) // self.grid.features
         assert isinstance(first, nn.Linear)
         weight = first.weight[:, : 3 + levels * self.grid.features]
         inner = torch.cat([weight[:, :3], first.bias[:, None], weight[:, 3:]], dim=1)
-        outer = torch.cat([self.out.weight, self.out.bias[:, None]], dim=1)[:outputs]
-        return ops.surface(points, self.table, inner, outer, self.grid, levels=levels, beta=BETA, slope=slope)
+        return inner, torch.cat([self.out.weight, self.out.bias[:, None]], dim=1)[:outputs], levels
 
     def _network(self, inputs: Tensor) -> Tensor:
         for layer in self.hidden:
@@ -517,39 +531,13 @@ def intervals(
     keep: float,
     seed: int,
 ) -> Intervals:
-    """The pieces of rays (origin, direction [R, 3], near, far [R]) whose weight is above `keep`.
+    """The pieces of rays (origin, direction [R, 3], near, far [R]) whose weight is above `keep` (`ops.surface_march`).
 
     Between neighbouring steps f is taken as linear; the same telescoping sum as in `optical_depth` then gives the
     weights. `seed` shifts the steps of each ray at random; 0 shifts none.
     """
-    origin, direction, near, far = rays
-    t0, length, count = ops.march(
-        origin, direction, near, far, bits, 1, size, step=step, cone=0.0, most=MOST, seed=seed
-    )
-    widest = int(count.max()) if len(count) else 0
-    t0, length = t0[:, :widest], length[:, :widest]
-    there = torch.arange(widest, device=count.device) < count[:, None]
-    ray, place = there.nonzero(as_tuple=True)
-    t0, length = torch.where(there, t0, 0.0), torch.where(there, length, step)
-    points = origin[ray] + (t0[ray, place] + 0.5 * step)[:, None] * direction[ray]
-    f = torch.zeros_like(t0)
-    f[ray, place] = field.value(points)
-    # Steps of equal length that follow one another share an end, halfway between their middles; at the ends of a run
-    # f goes on as it came, and in a run of one it falls as steeply as a distance can.
-    joined = there[:, 1:] & (t0.diff(dim=1) < 1.5 * step)
-    rise = torch.where(joined, f.diff(dim=1), 0.0)
-    after, before = F.pad(rise, (0, 1)), F.pad(rise, (1, 0))
-    has_after, has_before = F.pad(joined, (0, 1)), F.pad(joined, (1, 0))
-    alone = ~has_after & ~has_before
-    after = torch.where(has_after, after, torch.where(alone, -step, before))
-    before = torch.where(has_before, before, torch.where(alone, -step, after))
-    tau = softplus(-inv_s * (f + 0.5 * after)) - softplus(-inv_s * (f - 0.5 * before))
-    tau = torch.where(there, tau.clamp(min=0.0), 0.0)
-    weight = torch.exp(tau - tau.cumsum(dim=1)) * -torch.expm1(-tau)
-    kept = weight > keep
-    ray, place = kept.nonzero(as_tuple=True)
-    offset = F.pad(kept.sum(dim=1).cumsum(0), (1, 0))
-    return Intervals(ray, t0[ray, place], length[ray, place], offset, len(points))
+    found = field.march(rays, bits, size, inv_s=inv_s, step=step, keep=keep, most=MOST, seed=seed)
+    return Intervals(found.ray, found.start, torch.full_like(found.start, step), found.offset, found.evaluated)
 
 
 # --------------------------------------------------------------------------------------------------------------- method

@@ -38,7 +38,9 @@ def surface(
     gradient is empty, [0, 3]. Differentiable once with respect to table, first and last. The points are constants:
     their own gradient is not taken.
     """
-    _check(points, table, first, last, grid, levels)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
+    check_field(table, first, last, grid, levels)
     points = points.detach()
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (table, first, last))
     shape = _Shape(grid, levels, beta, slope, trained)
@@ -59,9 +61,8 @@ class _Shape(NamedTuple):
     """Whether a backward pass may follow. Inside a Function, autograd does not say."""
 
 
-def _check(points: Tensor, table: Tensor, first: Tensor, last: Tensor, grid: HashGrid, levels: int) -> None:
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
+def check_field(table: Tensor, first: Tensor, last: Tensor, grid: HashGrid, levels: int) -> None:
+    """Raise unless these are the table and the layers of a field on a grid of which so many levels are looked at."""
     if tuple(table.shape) != (grid.rows, grid.features):
         raise ValueError(f"table: expected shape {(grid.rows, grid.features)}, got {tuple(table.shape)}")
     if not 1 <= levels <= grid.levels:
