@@ -258,9 +258,11 @@ def contract_cube_isotropic(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Te
         mean: [..., 3].
         deviation: standard deviations [...].
     """
-    largest = mean.abs().amax(-1).clamp_min(1.0)
-    squeeze = torch.exp2(2.0 / 3.0 * torch.log2(2.0 * largest - 1.0)) / largest.square()
-    return contract_cube(mean), deviation * squeeze
+    x, y, z = mean.abs().unbind(-1)
+    largest = torch.maximum(torch.maximum(x, y), z).clamp_min(1.0)
+    inverse = 1.0 / largest
+    squeeze = (2.0 * largest - 1.0) ** (2.0 / 3.0) * inverse.square()
+    return mean * ((2.0 - inverse) * inverse)[..., None], deviation * squeeze
 
 
 def uncontract_cube(y: Tensor) -> Tensor:

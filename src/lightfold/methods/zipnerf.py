@@ -269,8 +269,26 @@ class ConeGrid(nn.Module):
 
     def squares(self) -> Tensor:
         """[L] the mean square of each level's values."""
-        ends = self.grid.first_row
-        return torch.stack([self.table[i:j].square().mean() for i, j in zip(ends, ends[1:], strict=False)])
+        return _MeanSquares.apply(self.table, tuple(self.grid.first_row))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Mean squares [L] of a table's levels, which start at the rows `first` [L + 1]. Autograd of the slices would fill
+    a table's worth of zeros for every level."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, first: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.first = first
+        return torch.stack([table[i:j].square().mean() for i, j in zip(first, first[1:], strict=False)])
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        (table,) = ctx.saved_tensors
+        slope = torch.empty_like(table)
+        for level, (i, j) in enumerate(zip(ctx.first, ctx.first[1:], strict=False)):
+            torch.mul(table[i:j], upstream[level] * (2.0 / table[i:j].numel()), out=slope[i:j])
+        return slope, None
 
 
 class ProposalField(nn.Module):
