@@ -156,7 +156,6 @@ class TestLearning:
         length = image.normal.norm(dim=-1)
         assert bool(((length - 1).abs() < 1e-4).logical_or(length == 0).all())
 
-
     def test_looks_where_the_proposals_see_nothing(self, ball: Viewed, monkeypatch: pytest.MonkeyPatch) -> None:
         """All weight in one interval: most samples go there, some everywhere, or a mistake could never be seen."""
 
