@@ -1,4 +1,4 @@
-"""methods/zipnerf.py: the moments of six points, grids that know how large a sample is, and a scene learnt in seconds."""
+"""methods/zipnerf.py: moments of six points, grids that know how large a sample is, a scene learnt in seconds."""
 
 from __future__ import annotations
 
