@@ -43,7 +43,7 @@ from ..fields import bounded_exp, layers
 from ..geometry import contract_cube_isotropic
 from ..losses import charbonnier, distortion, mse, spline_interlevel
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
-from ..optim import Group, exponential_after, warm_up
+from ..optim import Adam, Group, exponential_after, warm_up
 from ..proposal import Spacing, power, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
@@ -417,7 +417,7 @@ class ZipNeRF(Method):
             groups.append(self.poses.group(c.pose_lr))
         return groups
 
-    def after_step(self, step: int, optim: object) -> None:
+    def after_step(self, step: int, optim: Adam) -> None:
         """Keeps the cameras from moving all together."""
         if self.poses is not None:
             self.poses.hold_gauge()
