@@ -277,7 +277,7 @@ class TestLearning:
 
     def test_five_hundred_steps_at_ten_times_the_learning_rate_stay_finite(self, ball: Coned) -> None:
         wild = replace(
-            SMALL, steps=500, rays=64, table_lr=0.3, network_lr=0.1, pose_lr=5e-3, pose_delay=0, poses="se3",
+            SMALL, steps=500, rays=64, table_lr=0.5, network_lr=0.1, pose_lr=5e-3, pose_delay=0, poses="se3",
             appearance=4, warm_up=0.0,
         )  # fmt: skip
         model = model_of(ball, wild)

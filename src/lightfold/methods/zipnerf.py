@@ -22,8 +22,8 @@ would not feel it among the many of the fine ones.
 
 What differs from the paper, because a CPU is the target: smaller tables and networks, fewer samples, harmonics instead
 of sines for the direction, mean squared errors, no skip connection in the colour network, the contraction with straight
-axes that the other grids here use, colours only where they count, and, after the first thousand steps, proposals that
-learn in every fourth. The preset `paper` has its sizes.
+axes that the other grids here use, colours only where they count, and, after the first steps, proposals that learn in
+every fourth. The preset `paper` has its sizes.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
 class ZipNeRFConfig:
     """Options of `zipnerf`."""
 
-    steps: int = 10_000
+    steps: int = 20_000
     """Steps of a full training."""
-    rays: int = 1024
+    rays: int = 512
     """Rays per step."""
-    proposal_samples: tuple[int, int] = (48, 24)
+    proposal_samples: tuple[int, int] = (32, 16)
     """Intervals per ray that the first and the second proposal look at, with six points in each."""
-    samples: int = 16
+    samples: int = 12
     """Intervals per ray that the field looks at, with six points in each."""
     padding: float = 0.01
     """Weight that every interval of a proposal gets on top of its own when it is cut anew, so that nothing stays
@@ -99,8 +99,10 @@ class ZipNeRFConfig:
     """Vertices per axis of the finest level of the two proposals."""
     proposal_width: int = 16
     """Width of a proposal's hidden layer."""
+    annealed: int = 200
+    """Steps in which proposals are believed more and more (mip-NeRF 360, equation 18), and learn at every step."""
     proposal_every: int = 4
-    """After the first thousand steps, proposals learn in every so many steps only: they follow what moves slowly."""
+    """After those, proposals learn in every so many steps only: they follow what moves slowly."""
     blur: tuple[float, float] = (0.03, 0.003)
     """Half widths of the box that blurs the field's weights before each proposal learns them, as shares of a ray."""
     deviation: float = 0.5
@@ -124,11 +126,11 @@ class ZipNeRFConfig:
     """Weight of the distortion loss, which gathers a ray's weights."""
     interlevel: float = 0.01
     """Weight of the loss by which proposals learn. Nothing else moves them but the decay of their grids."""
-    decay: float = 1e-3
+    decay: float = 1e-4
     """Weight of the sum over all grids' levels of the mean square of their values."""
-    table_lr: float = 2e-2
+    table_lr: float = 5e-2
     """Learning rate of the hash tables."""
-    network_lr: float = 3e-3
+    network_lr: float = 5e-3
     """Learning rate of the networks."""
     warm_up: float = 0.01
     """Share of the training in which learning rates rise from a hundredth of themselves."""
@@ -145,8 +147,8 @@ class ZipNeRFConfig:
             ("steps", 1, 10**9), ("rays", 1, 2**20), ("samples", 2, 1024), ("padding", 0.0, 1.0), ("levels", 1, 32),
             ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18),
             ("width", 8, 256), ("geometry", 1, 256), ("colour_width", 8, 256), ("colour_depth", 1, 6),
-            ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256), ("proposal_every", 1, 1000),
-            ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
+            ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256), ("annealed", 1, 10**9),
+            ("proposal_every", 1, 1000), ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
             ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("distortion", 0.0, 10.0), ("interlevel", 0.0, 10.0),
             ("decay", 0.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("warm_up", 0.0, 1.0),
             ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0), ("keep", 0.0, 0.5),
@@ -354,19 +356,17 @@ class ZipNeRF(Method):
     Config = ZipNeRFConfig
     PRESETS: ClassVar[dict[str, ZipNeRFConfig]] = {
         "": ZipNeRFConfig(),
-        "fast": ZipNeRFConfig(steps=5_000, proposal_samples=(32, 16), samples=12, log2_rows=15),
+        "fast": ZipNeRFConfig(steps=6_000, proposal_samples=(24, 12), samples=8, log2_rows=15),
         # The paper's own sizes and rates, for a GPU. Its tables hold a tenth of their features, so that their learning
         # rate is a tenth of this one, and the decay, of smaller values, a hundred times this one.
         "paper": ZipNeRFConfig(
             steps=25_000, rays=65536, proposal_samples=(64, 64), samples=32, padding=0.0, levels=10, log2_rows=21,
             finest=8192, finest_bounded=8192, geometry=256, colour_width=256, colour_depth=3, proposal_levels=(6, 8),
             proposal_features=1, proposal_log2_rows=21, proposal_finest=(512, 2048), proposal_width=64,
-            proposal_every=1, colour_loss="charbonnier", distortion=0.01, decay=1e-3, table_lr=0.1, network_lr=0.01,
-            warm_up=0.1, plateau=0.0, final_lr=0.1, keep=0.0,
+            annealed=25_000, proposal_every=1, colour_loss="charbonnier", distortion=0.01, decay=1e-3, table_lr=0.1,
+            network_lr=0.01, warm_up=0.1, plateau=0.0, final_lr=0.1, keep=0.0,
         ),
     }  # fmt: skip
-    ANNEALED = 1000
-    """Steps in which proposals are believed more and more (mip-NeRF 360), and learn at every step."""
     CHUNK = 1 << 12
     """Rays of a picture at once."""
 
@@ -435,8 +435,8 @@ class ZipNeRF(Method):
         target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
         hit, bounded = self.bound(rays)
         code = None if self.codes is None else self.codes.of(bounded.view)
-        learning = step < self.ANNEALED or step % c.proposal_every == 0
-        share = min(step / self.ANNEALED, 1.0)
+        learning = step < c.annealed or step % c.proposal_every == 0
+        share = min(step / c.annealed, 1.0)
         seen = self.trace(bounded, code, rng, anneal=10 * share / (9 * share + 1), proposals_learn=learning)
         shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
         *proposals, (edges, weights) = seen.levels
