@@ -148,10 +148,10 @@ class ZipNeRFConfig:
             ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18),
             ("width", 8, 256), ("geometry", 1, 256), ("colour_width", 8, 256), ("colour_depth", 1, 6),
             ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256), ("annealed", 1, 10**9),
-            ("proposal_every", 1, 1000), ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
-            ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("distortion", 0.0, 10.0), ("interlevel", 0.0, 10.0),
-            ("decay", 0.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("warm_up", 0.0, 1.0),
-            ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0), ("keep", 0.0, 0.5),
+            ("proposal_every", 1, 1000), ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128),
+            ("pose_lr", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("distortion", 0.0, 10.0),
+            ("interlevel", 0.0, 10.0), ("decay", 0.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0),
+            ("warm_up", 0.0, 1.0), ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0), ("keep", 0.0, 0.5),
         )  # fmt: skip
         pairs: tuple[tuple[str, float, float], ...] = (
             ("proposal_samples", 2, 4096), ("proposal_levels", 1, 32), ("proposal_finest", self.base, 2**18),
