@@ -68,6 +68,7 @@ DEFAULTS = {
 """The defaults on other captures, so that nothing is tuned to one."""
 METHODS = {
     "fox-nerfacto-300s": Case("fox", "nerfacto", 300, FOX),
+    "fox-zipnerf-300s": Case("fox", "zipnerf", 300, FOX),
     "fox-mipnerf360-small-180s": Case("fox", "mipnerf360:small", 180, FOX),
     "lego-half-mipnerf360-small-180s": Case(LEGO, "mipnerf360:small", 180, SceneConfig(downscale=2)),
     "fox-mipnerf360-small-3600s": Case("fox", "mipnerf360:small", 3600, FOX, look_every=300),

@@ -406,6 +406,7 @@ ROWS = [
     Row("the same, 512^3 samples, with the views it is judged by", mesh_seconds, "{:.0f} s", 120, at_most=True),
     Row("the same, memory with its training", number("mesh", "peak_bytes", scale=1e-9), "{:.2f} GB", 4, at_most=True),
     Row("fox, `nerfacto`, 5 min of training: held-out PSNR", over_seeds("fox-nerfacto-300s", "psnr"), DB, 25),
+    Row("fox, `zipnerf`, 5 min of training: held-out PSNR", over_seeds("fox-zipnerf-300s", "psnr"), DB, 25),
     Row(
         "fox, poses disturbed by 1 degree and 1 %: recovered of the PSNR that was lost, held-out poses fitted",
         number("noisy_poses", "recovered_psnr_fitted", scale=100),

@@ -11,7 +11,7 @@ from painted_ball import PaintedBall
 from torch import Tensor
 
 from lightfold.cameras import Camera
-from lightfold.fields import OccupancyGrid, block_centres, in_hull, seen_cells, sees
+from lightfold.fields import OccupancyGrid, block_centres, bounded_exp, in_hull, layers, seen_cells, sees
 from lightfold.ops.march import cell_centres, cell_of, unpack_bits
 from lightfold.scene import SceneInfo
 
@@ -178,3 +178,21 @@ class TestUpkeep:
             update(g, blob, 3, seed=5)
         assert torch.equal(grid.bits, other.bits) and torch.equal(grid.peak, other.peak)
         assert 0 < grid.fraction < 1
+
+
+def test_bounded_exponential() -> None:
+    """Never infinite, and never without a slope, in either direction."""
+    x = torch.tensor([-200.0, -1.0, 0.0, 11.0, 500.0], requires_grad=True)
+    y = bounded_exp(x)
+    torch.testing.assert_close(y[1:4].detach(), torch.exp(x.detach()[1:4]))
+    assert y[4] == y[3] and bool(y.isfinite().all())
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+
+
+def test_layers_keep_the_size_of_what_passes() -> None:
+    torch.manual_seed(0)
+    weights = layers(64, 64, 64, 8)
+    assert [tuple(w.shape) for w in weights] == [(64, 64), (64, 64), (8, 64)]
+    assert all(float(w.detach().abs().max()) <= (6 / sum(w.shape)) ** 0.5 for w in weights)
+    assert float(weights[0].detach().var()) == pytest.approx(2 / 128, rel=0.1)

@@ -264,6 +264,22 @@ class TestContractedGaussians:
         assert torch.autograd.gradcheck(geo.contract_gaussian, (mean, covariance))
 
 
+class TestContractedIsotropic:
+    def test_deviation_follows_the_volume(self, rng: torch.Generator) -> None:
+        """The cube root of the determinant of the Jacobian, which autodiff finds."""
+        mean = 5 * torch.randn(40, 3, generator=rng, dtype=torch.float64)
+        where, deviation = geo.contract_cube_isotropic(mean, torch.full((40,), 0.1, dtype=torch.float64))
+        torch.testing.assert_close(where, geo.contract_cube(mean))
+        for x, found in zip(mean, deviation, strict=True):
+            jacobian = torch.autograd.functional.jacobian(geo.contract_cube, x)
+            assert float(found) == pytest.approx(0.1 * abs(float(torch.linalg.det(jacobian))) ** (1 / 3), rel=1e-9)
+
+    def test_the_region_of_interest_stays_as_it_is(self) -> None:
+        mean, deviation = torch.tensor([[0.3, -1.0, 0.9], [0.0, 0.0, 0.0]]), torch.tensor([0.2, 0.0])
+        where, narrowed = geo.contract_cube_isotropic(mean, deviation)
+        assert torch.equal(where, mean) and torch.equal(narrowed, deviation)
+
+
 class TestSimilarity:
     def test_group(self, rng: torch.Generator) -> None:
         c_from_b, b_from_a = random_similarity(rng), random_similarity(rng)

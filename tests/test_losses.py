@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightfold.losses import charbonnier, distortion, envelope, huber, interlevel, mse
+from lightfold.losses import (
+    blurred_mass,
+    charbonnier,
+    distortion,
+    envelope,
+    huber,
+    interlevel,
+    mse,
+    spline_interlevel,
+)
 
 DOUBLE = torch.float64
 
@@ -153,3 +162,102 @@ class TestInterlevel:
     def test_wrong_proposal_shape_is_refused(self) -> None:
         with pytest.raises(ValueError, match="proposal_edges: expected shape"):
             interlevel(self.edges, self.weights, self.edges, self.proposal_weights)
+
+
+class TestSplineInterlevel:
+    def test_blurred_mass_is_the_convolution(self, rng: torch.Generator) -> None:
+        """Against the histogram sampled finely, convolved with a sampled box, and summed: no formula in common."""
+        edges, weights = random_histogram(3, 7, rng)
+        ends, _ = random_histogram(3, 11, rng)
+        for radius in (0.03, 0.2):
+            found = blurred_mass(edges, weights, ends, radius)
+            step = 1e-5
+            x = torch.arange(-0.5, 1.5, step, dtype=DOUBLE) + 0.5 * step
+            for ray in range(3):
+                place = torch.searchsorted(edges[ray], x) - 1
+                inside = (x > 0) & (x < 1)
+                height = (weights / edges.diff(dim=-1))[ray][place.clamp(0, 6)] * inside
+                total = torch.nn.functional.pad(height.cumsum(0), (1, 0)) * step
+                half = round(radius / step)
+                blurred = (total[2 * half :] - total[: -2 * half]) / (2 * radius)
+                where = x[0] - 0.5 * step + step * torch.arange(half, len(total) - half)
+                counted = [
+                    float(blurred[(where >= low) & (where < high)].sum() * step)
+                    for low, high in zip(ends[ray], ends[ray, 1:], strict=False)
+                ]
+                torch.testing.assert_close(found[ray], torch.tensor(counted, dtype=DOUBLE), rtol=1e-3, atol=2e-5)
+
+    def test_a_block_becomes_a_trapezoid(self) -> None:
+        """All mass in [0.4, 0.6], blurred by 0.1: up from 0.3 to 0.5, where it is 5 high, and down to 0.7."""
+        edges, weights = torch.tensor([[0.0, 0.4, 0.6, 1.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+        found = blurred_mass(edges, weights, torch.tensor([[0.0, 0.3, 0.4, 0.5, 0.7, 1.0]]), 0.1)
+        torch.testing.assert_close(found, torch.tensor([[0.0, 0.125, 0.375, 0.5, 0.0]]), rtol=0, atol=1e-6)
+
+    def test_without_blur_it_is_the_histogram_cut_anew(self, rng: torch.Generator) -> None:
+        edges, weights = random_histogram(4, 9, rng)
+        torch.testing.assert_close(blurred_mass(edges, weights, edges, 1e-9), weights, rtol=1e-5, atol=1e-6)
+        coarse = edges[:, ::3]
+        together = weights.view(4, 3, 3).sum(-1)
+        torch.testing.assert_close(blurred_mass(edges, weights, coarse, 1e-9), together, rtol=1e-5, atol=1e-6)
+
+    def test_half_of_the_mass_at_an_end_is_carried_off(self) -> None:
+        edges, weights = torch.tensor([[0.0, 1e-6, 1.0]]), torch.tensor([[1.0, 0.0]])
+        found = blurred_mass(edges, weights, torch.tensor([[0.0, 1.0]]), 0.1)
+        assert float(found) == pytest.approx(0.5, abs=1e-4)
+
+    def test_single_precision_is_enough_outside(self, rng: torch.Generator) -> None:
+        """The narrow blur divides small differences by a small number; what is empty must stay empty."""
+        edges = torch.linspace(0, 1, 65)[None]
+        weights = torch.zeros(1, 64)
+        weights[0, 20] = 0.9
+        found = blurred_mass(edges, weights, edges, 0.003)
+        assert float(found[0, 30:].abs().max()) < 1e-7 and float(found.sum()) == pytest.approx(0.9, abs=1e-6)
+
+    def test_formula(self, rng: torch.Generator) -> None:
+        edges, weights = random_histogram(5, 8, rng)
+        ends, shares = random_histogram(5, 12, rng)
+        target = blurred_mass(edges, weights, ends, 0.05)
+        expected = ((target - shares).clamp(min=0) ** 2 / (shares + 1e-5)).mean()
+        torch.testing.assert_close(spline_interlevel(edges, weights, ends, shares, 0.05), expected)
+        assert spline_interlevel(edges, weights, ends, target, 0.05).item() == 0.0
+        assert spline_interlevel(edges, weights, ends, 2 * target, 0.05).item() == 0.0
+
+    def test_only_the_proposal_learns(self, rng: torch.Generator) -> None:
+        edges, weights = random_histogram(3, 6, rng)
+        ends, shares = random_histogram(3, 8, rng)
+        inputs = [t.clone().requires_grad_() for t in (edges, weights, ends, 0.3 * shares)]
+        spline_interlevel(*inputs, 0.03).backward()
+        assert [t.grad is None for t in inputs] == [True, True, True, False]
+        assert torch.autograd.gradcheck(
+            lambda s: spline_interlevel(edges, weights, ends, s, 0.03), (0.3 * shares).requires_grad_()
+        )
+
+    def test_moves_smoothly_where_interlevel_jumps(self) -> None:
+        """A surface that recedes across the edge of a proposal's interval (the paper's figure of z-aliasing)."""
+        ends, shares = torch.linspace(0, 1, 5, dtype=DOUBLE)[None], torch.full((1, 4), 0.25, dtype=DOUBLE)
+        smooth, jumps = [], []
+        for x in torch.linspace(0.3, 0.7, 201, dtype=DOUBLE):
+            edges = torch.tensor([[0.0, x - 0.01, x + 0.01, 1.0]], dtype=DOUBLE)
+            weights = torch.tensor([[0.0, 1.0, 0.0]], dtype=DOUBLE)
+            smooth.append(spline_interlevel(edges, weights, ends, shares, 0.05))
+            jumps.append(interlevel(edges, weights, ends, shares))
+        largest = [float(torch.stack(losses).diff().abs().max()) for losses in (smooth, jumps)]
+        assert largest[0] < 0.1 * float(max(smooth) - min(smooth))
+        assert largest[1] > 0.9 * float(max(jumps) - min(jumps))
+
+    @pytest.mark.parametrize("hollow", [0.0, 1.0])
+    def test_intervals_without_length(self, hollow: float) -> None:
+        edges, weights = torch.tensor([[0.0, 0.5, 0.5, 1.0]]), torch.tensor([[0.2, 0.6 * hollow, 0.2]])
+        shares = torch.zeros(1, 2, requires_grad=True)
+        loss = spline_interlevel(edges, weights, torch.tensor([[0.0, 0.5, 1.0]]), shares, 0.003)
+        loss.backward()
+        assert bool(loss.isfinite()) and shares.grad is not None and bool(shares.grad.isfinite().all())
+
+    def test_bad_input(self) -> None:
+        good = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[0.5, 0.5]])
+        with pytest.raises(ValueError, match="radius: expected a positive number, got 0"):
+            spline_interlevel(*good, *good, 0.0)
+        with pytest.raises(ValueError, match="proposal_edges"):
+            spline_interlevel(*good, good[0], torch.ones(1, 3), 0.1)
+        with pytest.raises(ValueError, match="edges"):
+            spline_interlevel(good[0], torch.ones(1, 3), *good, 0.1)

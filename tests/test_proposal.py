@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from literal_resampling import height_at, resample_literally
 from torch import Tensor
 
-from lightfold.proposal import ENDLESS, Spacing, dilate, resample, weights_from_density
+from lightfold.proposal import ENDLESS, Spacing, dilate, inverse_power, power, resample, weights_from_density
 
 DOUBLE = torch.float64
 
@@ -49,8 +49,11 @@ class TestSpacing:
         whole = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0]])
         found = Spacing.PIECEWISE.t_from_s(whole, torch.tensor([0.0]), torch.tensor([math.inf]))
         torch.testing.assert_close(found, torch.tensor([[0.0, 0.5, 1.0, 2.0, math.inf]]))
+        # P(2 t, -3/2) = 5/3 (1 - (0.8 t + 1)^(-3/2)): half of the way to infinity where the bracket is 1/2.
+        found = Spacing.POWER.t_from_s(half, torch.tensor([0.0]), torch.tensor([math.inf]))
+        assert found.item() == pytest.approx((2 ** (2 / 3) - 1) / 0.8, rel=1e-5)
 
-    @pytest.mark.parametrize("spacing", [Spacing.RECIPROCAL, Spacing.PIECEWISE])
+    @pytest.mark.parametrize("spacing", [Spacing.RECIPROCAL, Spacing.PIECEWISE, Spacing.POWER])
     def test_infinite_far(self, spacing: Spacing) -> None:
         s = torch.linspace(0, 1, 9)[None]
         t = spacing.t_from_s(s, torch.tensor([0.2]), torch.tensor([math.inf]))
@@ -76,6 +79,29 @@ class TestSpacing:
             Spacing.LINEAR.t_from_s(s, one, torch.tensor([math.inf]))
         with pytest.raises(ValueError, match="near: expected positive"):
             Spacing.RECIPROCAL.s_from_t(s, torch.tensor([0.0]), one)
+
+
+class TestPower:
+    @pytest.mark.parametrize("exponent", [-1.5, -0.25, 0.5, 2.0])
+    def test_formula_slope_and_inverse(self, exponent: float) -> None:
+        x = torch.tensor([0.0, 1e-3, 0.1, 1.0, 30.0], dtype=DOUBLE, requires_grad=True)
+        y = power(x, exponent)
+        scale = abs(exponent - 1)
+        literal = [scale / exponent * ((v / scale + 1) ** exponent - 1) for v in x.tolist()]
+        torch.testing.assert_close(y.detach(), torch.tensor(literal, dtype=DOUBLE))
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert y[0] == 0 and slope[0] == 1 and bool((slope > 0).all())
+        torch.testing.assert_close(inverse_power(y, exponent), x)
+
+    def test_all_distances_lie_below_a_bound(self) -> None:
+        assert power(torch.tensor([math.inf]), -1.5).item() == pytest.approx(5 / 3)
+        assert inverse_power(torch.tensor([2.0]), -1.5).item() == math.inf
+
+    @pytest.mark.parametrize("exponent", [0.0, 1.0])
+    def test_exponents_with_other_forms(self, exponent: float) -> None:
+        for function in (power, inverse_power):
+            with pytest.raises(ValueError, match="exponent: expected another"):
+                function(torch.ones(1), exponent)
 
 
 class TestWeights:

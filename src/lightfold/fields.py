@@ -16,6 +16,34 @@ if TYPE_CHECKING:
     from .scene import Scene, SceneInfo
 
 
+class _BoundedExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y = torch.exp(x.clamp(max=11.0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return upstream * y
+
+
+def bounded_exp(x: Tensor) -> Tensor:
+    """exp(x), bounded: beyond e^11 per scene unit all matter looks alike, and infinity times zero would follow. The
+    slope is that of the bound there, not zero, so that matter can thin again."""
+    return _BoundedExp.apply(x)
+
+
+def layers(*widths: int) -> nn.ParameterList:
+    """Weights for `ops.mlp`, with the spread that keeps activations alive through ReLUs (Glorot uniform)."""
+    weights = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        bound = (6.0 / (inputs + outputs)) ** 0.5
+        weights.append(nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound)))
+    return nn.ParameterList(weights)
+
+
 class OccupancyGrid(nn.Module):
     """Which cells of the scene may hold something: a pyramid of bits (see `ops.march`), kept up to date by training.
 

@@ -247,6 +247,24 @@ def contract_cube(x: Tensor) -> Tensor:
     return x * ((2.0 - 1.0 / largest) / largest)
 
 
+def contract_cube_isotropic(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Round Gaussians after `contract_cube`, kept round (Zip-NeRF, Barron et al. 2023, its supplement).
+
+    The deviation is multiplied by the cube root of the determinant of the contraction's Jacobian at the mean, so that
+    the Gaussian's volume is what the linearised contraction makes of it. Beyond the cube [-1, 1]^3, where m = max |x|,
+    one axis shrinks by 1/m^2 and two by (2m - 1)/m^2.
+
+    Args:
+        mean: [..., 3].
+        deviation: standard deviations [...].
+    """
+    x, y, z = mean.abs().unbind(-1)
+    largest = torch.maximum(torch.maximum(x, y), z).clamp_min(1.0)
+    inverse = 1.0 / largest
+    squeeze = (2.0 * largest - 1.0) ** (2.0 / 3.0) * inverse.square()
+    return mean * ((2.0 - inverse) * inverse)[..., None], deviation * squeeze
+
+
 def uncontract_cube(y: Tensor) -> Tensor:
     """The inverse of `contract_cube`: points [..., 3] of the cube [-2, 2]^3 to all of space.
 

@@ -34,6 +34,9 @@ class Spacing(Enum):
     PIECEWISE = "piecewise"
     """g(t) = t / 2 for t < 1, else 1 - 1 / (2 t): half of the steps even in distance up to 1, where the content is, the
     rest even in disparity. near may be 0 and far infinite. (nerfacto, in Nerfstudio: Tancik et al. 2023)"""
+    POWER = "power"
+    """g(t) = P(2 t, -3/2) (see `power`): a smooth way from even steps in distance, next to the camera, to even steps in
+    t^(-3/2), far off. near may be 0 and far infinite. (Zip-NeRF: Barron et al. 2023)"""
 
     def t_from_s(self, s: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """Distances [R, n] from s [R, n] and the ends near <= far [R] of the rays; s = 0 and 1 give the ends."""
@@ -54,6 +57,8 @@ class Spacing(Enum):
             return t
         if self is Spacing.RECIPROCAL:
             return 1.0 / t
+        if self is Spacing.POWER:
+            return power(2.0 * t, -1.5)
         return torch.where(t < 1.0, 0.5 * t, 1.0 - 0.5 / t.clamp(min=1.0))
 
     def _inverse(self, g: Tensor) -> Tensor:
@@ -61,6 +66,8 @@ class Spacing(Enum):
             return g
         if self is Spacing.RECIPROCAL:
             return 1.0 / g
+        if self is Spacing.POWER:
+            return 0.5 * inverse_power(g, -1.5)
         return torch.where(g < 0.5, 2.0 * g, 0.5 / (1.0 - g.clamp(min=0.5)))
 
     def _check(self, near: Tensor, far: Tensor) -> None:
@@ -68,6 +75,28 @@ class Spacing(Enum):
             raise ValueError("far: expected finite distances for even steps in distance, got infinity")
         if self is Spacing.RECIPROCAL and bool((near <= 0).any()):
             raise ValueError(f"near: expected positive distances for even steps in 1/t, got {float(near.min()):g}")
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """P(x, lambda) = |lambda - 1| / lambda ((x / |lambda - 1| + 1)^lambda - 1), for x >= 0 (Zip-NeRF, its supplement).
+
+    P(0) = 0 and P'(0) = 1 for every lambda; from there it bends down to the power lambda < 1. A negative lambda maps
+    all of [0, infinity] below |lambda - 1| / |lambda|. The exponent may be neither 0 nor 1, where P has other forms.
+    """
+    scale = abs(_bent(exponent) - 1.0)
+    return scale / exponent * ((x / scale + 1.0) ** exponent - 1.0)
+
+
+def inverse_power(y: Tensor, exponent: float) -> Tensor:
+    """The inverse of `power`. Where y is at or above all of its values, infinity."""
+    scale = abs(_bent(exponent) - 1.0)
+    return scale * ((y * (exponent / scale) + 1.0).clamp(min=0.0) ** (1.0 / exponent) - 1.0)
+
+
+def _bent(exponent: float) -> float:
+    if exponent in (0.0, 1.0):
+        raise ValueError(f"exponent: expected another number than 0 and 1, got {exponent}")
+    return exponent
 
 
 def weights_from_density(density: Tensor, edges_t: Tensor, opaque_last: bool = False) -> Tensor:

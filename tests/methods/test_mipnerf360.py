@@ -615,13 +615,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def train(scene: object, config: MipNeRF360Config, precision: str = "float32") -> tuple[MipNeRF360, list[float]]:
-    torch.manual_seed(0)
+def train(
+    scene: object, config: MipNeRF360Config, precision: str = "float32", seed: int = 0
+) -> tuple[MipNeRF360, list[float]]:
+    torch.manual_seed(seed)
     model = placed(MipNeRF360(config, scene.info), precision, torch.device("cpu"))
     optim, losses = Adam(model.groups()), []
     for step in range(config.steps):
         total = torch.stack(
-            list(model.loss(scene, step, torch.Generator().manual_seed(step)).values())
+            list(model.loss(scene, step, torch.Generator().manual_seed(seed * 1000 + step)).values())
         ).sum()
         total.backward()
         optim.step(step / config.steps)

@@ -37,6 +37,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "finest_bounded": 16, "width": 8, "geometry": 8, "proposal_levels": 2, "proposal_log2_rows": 6,
         "proposal_finest": (8, 16), "proposal_width": 8, "appearance": 2, "pose_delay": 0, "normals": True,
     },
+    "zipnerf": {
+        "rays": 16, "proposal_samples": (6, 4), "samples": 4, "levels": 2, "log2_rows": 8, "base": 4, "finest": 16,
+        "finest_bounded": 16, "width": 8, "geometry": 8, "colour_width": 8, "proposal_levels": (2, 2),
+        "proposal_log2_rows": 6, "proposal_finest": (8, 16), "proposal_width": 8, "appearance": 2, "annealed": 1,
+    },
     "mipnerf360": {
         "rays": 16, "proposal_samples": (6,), "samples": 4, "proposal_width": 8, "proposal_depth": 1, "width": 8,
         "depth": 2, "bottleneck": 8, "view_width": 8, "directions": 3, "octaves": 4, "chunk": 20,

@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "mipnerf360": "mipnerf360:MipNeRF360",
     "nerfacto": "nerfacto:Nerfacto",
     "neus": "neus:NeuS",
+    "zipnerf": "zipnerf:ZipNeRF",
 }
 """Name on the command line -> "module:class". Modules are imported when a method is asked for, not before."""
 

@@ -39,6 +39,7 @@ from .. import devices, ops
 from ..cameras import Camera
 from ..depth import KINDS, depth_loss
 from ..errors import ConfigError
+from ..fields import bounded_exp, layers
 from ..losses import distortion, interlevel, mse
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..ops.radiance import to_unit
@@ -158,22 +159,6 @@ class NerfactoConfig:
 # --------------------------------------------------------------------------------------------------------------- fields
 
 
-class _Exponential(torch.autograd.Function):
-    """exp(x), bounded: beyond e^11 per scene unit all matter looks alike, and infinity times zero would follow. The
-    slope is that of the bound there, not zero, so that matter can thin again."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        y = torch.exp(x.clamp(max=11.0))
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return upstream * y
-
-
 class ProposalField(nn.Module):
     """Density alone, from a small grid and a tiny network: right about where, and no more."""
 
@@ -181,12 +166,12 @@ class ProposalField(nn.Module):
         super().__init__()
         self.grid, self.shift = grid, shift
         self.table = nn.Parameter(torch.empty(grid.rows, grid.features).uniform_(-1e-4, 1e-4))
-        self.network = _network(grid.width, width, 1)
+        self.network = layers(grid.width, width, 1)
 
     def density(self, unit: Tensor) -> Tensor:
         """Points [N, 3] of the unit cube -> density [N] per scene unit."""
         raw = mlp(hash_encode(unit, self.table, self.grid), list(self.network))
-        return _Exponential.apply(raw[:, 0] + self.shift)
+        return bounded_exp(raw[:, 0] + self.shift)
 
 
 class Field(nn.Module):
@@ -197,9 +182,9 @@ class Field(nn.Module):
         c = config
         self.grid, self.shift = grid, c.shift
         self.table = nn.Parameter(torch.empty(grid.rows, grid.features).uniform_(-1e-4, 1e-4))
-        self.density_network = _network(grid.width, c.width, c.geometry)
-        self.colour_network = _network(c.geometry + 16 + c.appearance, c.width, c.width, 3)
-        self.normal_network = _network(c.geometry + 3, c.width, 3) if c.normals else None
+        self.density_network = layers(grid.width, c.width, c.geometry)
+        self.colour_network = layers(c.geometry + 16 + c.appearance, c.width, c.width, 3)
+        self.normal_network = layers(c.geometry + 3, c.width, 3) if c.normals else None
         self.open: Tensor | None = None
         """[L F] by how much each feature of the grid counts; None: all count."""
 
@@ -213,7 +198,7 @@ class Field(nn.Module):
         """Points [N, 3] of the unit cube -> density [N] per scene unit, geometry features [N, G]."""
         encoded = hash_encode(unit, self.table, self.grid)
         geometry = mlp(encoded if self.open is None else encoded * self.open, list(self.density_network))
-        return _Exponential.apply(geometry[:, 0] + self.shift), geometry
+        return bounded_exp(geometry[:, 0] + self.shift), geometry
 
     def colour(self, geometry: Tensor, of_ray: Tensor) -> Tensor:
         """Geometry features [N, G] and what holds for the whole ray, [N, 16 + A] (the direction's harmonics and the
@@ -224,15 +209,6 @@ class Field(nn.Module):
         """Geometry features [N, G] and points [N, 3] of the unit cube -> unit normals [N, 3]."""
         assert self.normal_network is not None
         return F.normalize(mlp(torch.cat([geometry, 2 * unit - 1], dim=1), list(self.normal_network)), dim=1)
-
-
-def _network(*widths: int) -> nn.ParameterList:
-    """Layers with the spread that keeps activations alive through ReLUs (Glorot uniform)."""
-    layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
-        bound = (6.0 / (inputs + outputs)) ** 0.5
-        layers.append(nn.Parameter(torch.empty(outputs, inputs).uniform_(-bound, bound)))
-    return nn.ParameterList(layers)
 
 
 # --------------------------------------------------------------------------------------------------------------- method

@@ -183,10 +183,11 @@ class NGP(Method):
         return self._field
 
     def training_tracing(self, step: int) -> Tracing:
-        """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks."""
+        """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks. A ray ends where so
+        little light is left that no sample behind could be kept."""
         o, c, widen = self.occupancy, self.config, float(self.widen)
-        peak = o.peak if step % 4 == 0 else None
-        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, max(1e-4, c.keep), c.keep)
+        peak, stop = o.peak if step % 4 == 0 else None, max(1e-4, c.keep)
+        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, stop, c.keep)
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: with steps three quarters as long as in training where those are long, and more

@@ -1,0 +1,596 @@
+"""Zip-NeRF (Barron et al. 2023): a hash grid that is asked about cones, so that near and far views agree.
+
+`mipnerf360.py` knows how large a pixel is, and is slow; a hash grid (`ngp.py`, `nerfacto.py`) is fast, and knows points
+only. A picture from twice as far away then shows other jaggies than the one from near, and training on both blurs the
+field until neither is right. A grid cannot be integrated over a cone as sines can, so the paper samples the cone. In
+the order of this file:
+
+1. `hexagon`: six points for every interval of a ray, on a spiral whose moments are those of the cone's frustum
+   (equations 1 and 2), each standing for a round Gaussian as large as its share of the cone.
+2. `geometry.contract_cube_isotropic`: points and Gaussians of all of space come into the cube in which grids lie.
+3. `ConeGrid`: what each level of the grid says at the six points is averaged, after a factor that falls to zero where
+   a cell is smaller than the Gaussian (equation 3). The factors themselves are features too, so that the network can
+   tell "nothing there" from "too fine to see from here".
+4. `losses.spline_interlevel`: the proposals learn a blurred picture of where the field's weights are. Without the blur
+   (`losses.interlevel`) distances at which a proposal errs are learnt one by one, and what lies between them flickers
+   as the camera moves: aliasing along z.
+
+Around these stand the parts of mip-NeRF 360: two rounds of proposals, here each with a grid of its own, that cut a ray
+anew; the distortion loss; and a curve (`Spacing.POWER`) that measures rays in even steps near by and ever longer ones
+far off. Values of the grids decay level by level, each level by its own mean, or the few rows of the coarse levels
+would not feel it among the many of the fine ones.
+
+What differs from the paper, because a CPU is the target: smaller tables and networks, fewer samples, harmonics instead
+of sines for the direction, mean squared errors, no skip connection in the colour network, the contraction with straight
+axes that the other grids here use, colours only where they count, and, after the first steps, proposals that learn in
+every fourth. The preset `paper` has its sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .. import devices, ops
+from ..cameras import Camera
+from ..errors import ConfigError
+from ..fields import bounded_exp, layers
+from ..geometry import contract_cube_isotropic
+from ..losses import charbonnier, distortion, mse, spline_interlevel
+from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
+from ..optim import Adam, Group, exponential_after, warm_up
+from ..proposal import Spacing, power, resample, weights_from_density
+from ..rays import Box, Rays
+from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
+from ..spaces import BOX, Bounded, Unbounded
+from .base import Image, Method, asked, check_ranges, picture
+
+if TYPE_CHECKING:
+    from ..scene import Scene, SceneInfo
+
+
+@dataclass(frozen=True)
+class ZipNeRFConfig:
+    """Options of `zipnerf`."""
+
+    steps: int = 20_000
+    """Steps of a full training."""
+    rays: int = 512
+    """Rays per step."""
+    proposal_samples: tuple[int, int] = (32, 16)
+    """Intervals per ray that the first and the second proposal look at, with six points in each."""
+    samples: int = 12
+    """Intervals per ray that the field looks at, with six points in each."""
+    padding: float = 0.01
+    """Weight that every interval of a proposal gets on top of its own when it is cut anew, so that nothing stays
+    unseen for good because a proposal once saw nothing there."""
+    levels: int = 8
+    """Levels of the field's hash grid."""
+    features: int = 4
+    """Features per level: 1, 2, 4 or 8."""
+    log2_rows: int = 16
+    """Rows of a level's table, as a power of two."""
+    base: int = 16
+    """Vertices per axis of the coarsest level, of the field and of the proposals."""
+    finest: int = 4096
+    """Vertices per axis of the finest level of an unbounded scene, which spends half of it on the cube [-1, 1]^3."""
+    finest_bounded: int = 1024
+    """The same for a bounded scene, all of which lies in that cube."""
+    width: int = 64
+    """Width of the density network's hidden layer."""
+    geometry: int = 16
+    """Outputs of the density network, density among them."""
+    colour_width: int = 64
+    """Width of the colour network's hidden layers."""
+    colour_depth: int = 2
+    """Hidden layers of the colour network."""
+    proposal_levels: tuple[int, int] = (4, 6)
+    """Levels of the two proposals' hash grids."""
+    proposal_features: int = 2
+    """Features per level of the proposals: 1, 2, 4 or 8."""
+    proposal_log2_rows: int = 15
+    """Rows of a proposal's levels, as a power of two."""
+    proposal_finest: tuple[int, int] = (128, 512)
+    """Vertices per axis of the finest level of the two proposals."""
+    proposal_width: int = 16
+    """Width of a proposal's hidden layer."""
+    annealed: int = 200
+    """Steps in which proposals are believed more and more (mip-NeRF 360, equation 18), and learn at every step."""
+    proposal_every: int = 4
+    """After those, proposals learn in every so many steps only: they follow what moves slowly."""
+    blur: tuple[float, float] = (0.03, 0.003)
+    """Half widths of the box that blurs the field's weights before each proposal learns them, as shares of a ray."""
+    deviation: float = 0.5
+    """Standard deviation of the Gaussian at each of the six points, as a share of its distance from the ray."""
+    shift: float = -1.0
+    """Density is exp(raw + shift): how thin the fog is in which training starts."""
+    appearance: int = 0
+    """Length of the code per photograph, 8 to 32 where exposures differ a lot; 0 for none. Codes make novel views look
+    like the average photograph, which costs plain scores (see `lightfold eval --refine`)."""
+    poses: str = "off"
+    """Correction of poses: "so3xr3", "se3" or "off"."""
+    pose_lr: float = 3e-4
+    """Learning rate of poses, in scene units and radians; it ends at a hundredth of it."""
+    pose_delay: int = 500
+    """Steps before poses start to move: from a field that knows nothing they would learn nothing."""
+    pose_penalty: float = 1e-2
+    """Weight of the mean squared shift of the poses; turns count a tenth of it."""
+    colour_loss: Literal["mse", "charbonnier"] = "mse"
+    """The square, which PSNR measures, or Charbonnier's, the paper's, which forgives passers-by and highlights."""
+    distortion: float = 2e-3
+    """Weight of the distortion loss, which gathers a ray's weights."""
+    interlevel: float = 0.01
+    """Weight of the loss by which proposals learn. Nothing else moves them but the decay of their grids."""
+    decay: float = 1e-4
+    """Weight of the sum over all grids' levels of the mean square of their values."""
+    table_lr: float = 5e-2
+    """Learning rate of the hash tables."""
+    network_lr: float = 5e-3
+    """Learning rate of the networks."""
+    warm_up: float = 0.01
+    """Share of the training in which learning rates rise from a hundredth of themselves."""
+    plateau: float = 0.3
+    """Share of the training after which learning rates start to fall."""
+    final_lr: float = 0.03
+    """Learning rates end at this share of their start."""
+    keep: float = 1e-3
+    """Samples of smaller weight get no colour."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            ("steps", 1, 10**9), ("rays", 1, 2**20), ("samples", 2, 1024), ("padding", 0.0, 1.0), ("levels", 1, 32),
+            ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18),
+            ("width", 8, 256), ("geometry", 1, 256), ("colour_width", 8, 256), ("colour_depth", 1, 6),
+            ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256), ("annealed", 1, 10**9),
+            ("proposal_every", 1, 1000), ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128),
+            ("pose_lr", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("distortion", 0.0, 10.0),
+            ("interlevel", 0.0, 10.0), ("decay", 0.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0),
+            ("warm_up", 0.0, 1.0), ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0), ("keep", 0.0, 0.5),
+        )  # fmt: skip
+        pairs: tuple[tuple[str, float, float], ...] = (
+            ("proposal_samples", 2, 4096), ("proposal_levels", 1, 32), ("proposal_finest", self.base, 2**18),
+            ("blur", 1e-6, 1.0),
+        )  # fmt: skip
+        for name, least, most in pairs:
+            given = getattr(self, name)
+            if len(given) != 2 or not all(least <= value <= most for value in given):
+                raise ConfigError(f"{name}: expected two numbers of {least:g} to {most:g}, got {given}.")
+        for name, known in (
+            ("features", (1, 2, 4, 8)), ("proposal_features", (1, 2, 4, 8)), ("poses", ("off", *MANIFOLDS)),
+            ("colour_loss", ("mse", "charbonnier")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected {', '.join(map(str, known))}, got {getattr(self, name)}.")
+        if self.base > min(self.finest, self.finest_bounded):
+            raise ConfigError(f"base: expected at most the finest level's vertices, got {self.base}.")
+
+
+# ---------------------------------------------------------------------------------------------------- points in a cone
+
+TURNS = (0, 2, 4, 3, 5, 1)
+"""The places of six points around the ray, in sixths of a turn, in the order of their distances. In this order, or its
+mirror image, neither place is correlated with the distance (equation 2)."""
+
+
+def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor]:
+    """Six points in each conical frustum between neighbouring `edges` [R, n + 1] (equations 1 and 2).
+
+        t_j = mean + 3 / sqrt(7) (2 j / 5 - 1) half sqrt((half^2 - middle^2)^2 + 4 middle^4) / (half^2 + 3 middle^2)
+
+    Along the ray, mean and variance of t_j are those of the frustum (mip-NeRF, equation 7). Across it the points lie
+    radius t_j / sqrt(2) away, which gives them the frustum's variance there. Over all turns of the hexagon, the whole
+    covariance is the same.
+
+    Args:
+        rays: with the radius of each pixel's cone at distance 1.
+        rng: turns each hexagon by a random angle, and mirrors half of them. None: every other one is mirrored and
+            turned by a twelfth, so that neighbours complement one another and pictures repeat.
+
+    Returns:
+        points [R, n, 6, 3], and how far from the ray each is, [R, n, 6], which is without gradient.
+    """
+    middle, half = 0.5 * (edges[:, 1:] + edges[:, :-1]), 0.5 * (edges[:, 1:] - edges[:, :-1])
+    total = (half.square() + 3.0 * middle.square()).clamp(min=torch.finfo(edges.dtype).tiny)
+    # The paper's t0 + ..., around the frustum's mean: for short intervals far away nothing cancels.
+    mean = middle + 2.0 * middle * half.square() / total
+    spread = ((half.square() - middle.square()).square() + 4.0 * middle.pow(4)).sqrt()
+    order = torch.arange(6, dtype=edges.dtype, device=edges.device) * 0.4 - 1.0
+    t = mean[..., None] + (3.0 / math.sqrt(7.0) * half * spread / total)[..., None] * order
+    if rng is None:
+        mirrored = torch.arange(edges.shape[1] - 1, device=edges.device) % 2
+        turn = mirrored * (math.pi / 6.0)
+    else:
+        drawn = torch.rand(2, *middle.shape, generator=rng, device=rng.device).to(edges.device)
+        mirrored, turn = (drawn[0] < 0.5).long(), 2.0 * math.pi * drawn[1]
+    places = (math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype, device=edges.device)
+    angle = places[mirrored] + turn[..., None]
+    distance = (rays.radius[:, None, None] * t * math.sqrt(0.5)).detach()
+    right, up = (axis[:, None, None] for axis in across(rays.direction))
+    points = rays.at(t.flatten(1)).view(*t.shape, 3)
+    points = points + (distance * angle.cos())[..., None] * right + (distance * angle.sin())[..., None] * up
+    return points, distance
+
+
+@torch.no_grad()
+def across(direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Two unit vectors [R, 3] at right angles to each direction [R, 3] and to each other."""
+    away = F.one_hot(direction.abs().argmin(-1), 3).to(direction)
+    right = F.normalize(torch.linalg.cross(direction, away), dim=-1)
+    return right, torch.linalg.cross(direction, right)
+
+
+def downweighting(deviation: Tensor, cells: Tensor) -> Tensor:
+    """By how much levels of `cells` [L] per unit count for Gaussians of a standard deviation [...]: [..., L] (eq. 3).
+
+    erf(1 / sqrt(8 deviation^2 cells^2)): the part of the Gaussian that lies, along one axis, in a cell around its
+    middle. 1 where cells are large, 0 where many of them fit into the Gaussian and would alias.
+    """
+    return torch.erf(math.sqrt(0.125) / (deviation[..., None] * cells))
+
+
+# --------------------------------------------------------------------------------------------------------------- fields
+
+
+class ConeGrid(nn.Module):
+    """A hash grid that is asked at several points at once, each with an extent, and answers for all of them together.
+
+    Of each level, there are the features and one number more that says how much of them was to be seen.
+    """
+
+    START = 1e-4
+    """Largest value of the tables at the start."""
+    cells: Tensor
+
+    def __init__(self, grid: HashGrid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(grid.rows, grid.features).uniform_(-self.START, self.START))
+        self.register_buffer("cells", torch.tensor(grid.scale), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Numbers per answer."""
+        return self.grid.levels * (self.grid.features + 1)
+
+    def forward(self, unit: Tensor, deviation: Tensor) -> Tensor:
+        """Points [N, K, 3] of the unit cube with standard deviations [N, K] there -> [N, levels (features + 1)]."""
+        count, points = deviation.shape
+        shape = (count, points, self.grid.levels, self.grid.features)
+        share = downweighting(deviation, self.cells)
+        features = hash_encode(unit.reshape(-1, 3), self.table, self.grid).view(shape)
+        seen = (features * share[..., None]).mean(dim=1).flatten(1)
+        # As large as the features are, or one of the two would drown the other in the network (section 3).
+        size = (self.START**2 + self.squares().detach()).sqrt()
+        return torch.cat([seen, (2.0 * share.mean(dim=1) - 1.0) * size], dim=1)
+
+    def squares(self) -> Tensor:
+        """[L] the mean square of each level's values."""
+        return _MeanSquares.apply(self.table, tuple(self.grid.first_row))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Mean squares [L] of a table's levels, which start at the rows `first` [L + 1]. Autograd of the slices would fill
+    a table's worth of zeros for every level."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, first: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.first = first
+        return torch.stack([table[i:j].square().mean() for i, j in zip(first, first[1:], strict=False)])
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        (table,) = ctx.saved_tensors
+        slope = torch.empty_like(table)
+        for level, (i, j) in enumerate(zip(ctx.first, ctx.first[1:], strict=False)):
+            torch.mul(table[i:j], upstream[level] * (2.0 / table[i:j].numel()), out=slope[i:j])
+        return slope, None
+
+
+class ProposalField(nn.Module):
+    """Density alone, from a small grid and a tiny network: right about where, and no more."""
+
+    def __init__(self, grid: HashGrid, width: int, shift: float) -> None:
+        super().__init__()
+        self.cones, self.shift = ConeGrid(grid), shift
+        self.network = layers(self.cones.width, width, 1)
+
+    def density(self, unit: Tensor, deviation: Tensor) -> Tensor:
+        """Points [N, K, 3] of the unit cube and their deviations [N, K] -> density [N] per scene unit."""
+        raw = mlp(self.cones(unit, deviation), list(self.network))
+        return bounded_exp(raw[:, 0] + self.shift)
+
+
+class Field(nn.Module):
+    """Density and colour: the grid, and one small network for each."""
+
+    def __init__(self, grid: HashGrid, config: ZipNeRFConfig) -> None:
+        super().__init__()
+        c = config
+        self.cones, self.shift = ConeGrid(grid), c.shift
+        self.density_network = layers(self.cones.width, c.width, c.geometry)
+        self.colour_network = layers(c.geometry + 16 + c.appearance, *[c.colour_width] * c.colour_depth, 3)
+
+    def density(self, unit: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Points [N, K, 3] of the unit cube and their deviations [N, K] -> density [N] per scene unit, geometry
+        features [N, G]."""
+        geometry = mlp(self.cones(unit, deviation), list(self.density_network))
+        return bounded_exp(geometry[:, 0] + self.shift), geometry
+
+    def colour(self, geometry: Tensor, of_ray: Tensor) -> Tensor:
+        """Geometry features [N, G] and what holds for the whole ray, [N, 16 + A] (the direction's harmonics and the
+        appearance code) -> colours [N, 3]."""
+        raw = mlp(torch.cat([geometry, of_ray], dim=1), list(self.colour_network))
+        # A little more than [0, 1], so that black and white are reached by finite outputs.
+        return 1.002 * torch.sigmoid(raw) - 0.001
+
+
+# --------------------------------------------------------------------------------------------------------------- method
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What R rays see, before any background."""
+
+    rgb: Tensor
+    """[R, 3], premultiplied by opacity."""
+    alpha: Tensor
+    """[R] opacity: the sum of the weights."""
+    depth: Tensor
+    """[R] sum of weight times distance."""
+    levels: list[tuple[Tensor, Tensor]]
+    """Edges in s [R, n + 1] and weights [R, n] of both proposals and, last, of the field."""
+    edges: Tensor
+    """[R, n + 1] distances, edges of the field's intervals."""
+
+
+class ZipNeRF(Method):
+    """See the module's docstring."""
+
+    Config = ZipNeRFConfig
+    PRESETS: ClassVar[dict[str, ZipNeRFConfig]] = {
+        "": ZipNeRFConfig(),
+        "fast": ZipNeRFConfig(steps=6_000, proposal_samples=(24, 12), samples=8, log2_rows=15),
+        # The paper's own sizes and rates, for a GPU. Its tables hold a tenth of their features, so that their learning
+        # rate is a tenth of this one, and the decay, of smaller values, a hundred times this one.
+        "paper": ZipNeRFConfig(
+            steps=25_000, rays=65536, proposal_samples=(64, 64), samples=32, padding=0.0, levels=10, log2_rows=21,
+            finest=8192, finest_bounded=8192, geometry=256, colour_width=256, colour_depth=3, proposal_levels=(6, 8),
+            proposal_features=1, proposal_log2_rows=21, proposal_finest=(512, 2048), proposal_width=64,
+            annealed=25_000, proposal_every=1, colour_loss="charbonnier", distortion=0.01, decay=1e-3, table_lr=0.1,
+            network_lr=0.01, warm_up=0.1, plateau=0.0, final_lr=0.1, keep=0.0,
+        ),
+    }  # fmt: skip
+    ON_GPU: ClassVar[dict[str, int]] = {"rays": 8192}
+    HALF = True
+    CHUNK = 1 << 12
+    """Rays of a picture at once."""
+
+    eyes: Tensor
+
+    def __init__(self, config: ZipNeRFConfig, info: SceneInfo) -> None:
+        super().__init__(config, info)
+        c = config
+        finest = c.finest_bounded if info.bounded else c.finest
+        self.field = Field(HashGrid(c.levels, c.features, c.log2_rows, c.base, finest), c)
+        self.first, self.second = (
+            ProposalField(
+                HashGrid(n, c.proposal_features, c.proposal_log2_rows, c.base, side), c.proposal_width, c.shift
+            )
+            for n, side in zip(c.proposal_levels, c.proposal_finest, strict=True)
+        )
+        self.codes = AppearanceCodes(info, c.appearance) if c.appearance else None
+        self.poses = PoseRefinement(info.cameras, c.poses, info.train) if c.poses != "off" else None
+        # Forward-facing captures are unbounded ones here: the curve of distances needs no warp of space.
+        self.space = Bounded(info) if info.bounded else Unbounded(info)
+        self.spacing = Spacing.LINEAR if info.bounded else Spacing.POWER
+        cameras = [info.cameras[i] for i in info.train]
+        self.register_buffer("eyes", torch.stack([camera.center.float() for camera in cameras]), persistent=False)
+        middle = [torch.tensor([[camera.width, camera.height]]) / 2.0 for camera in cameras]
+        radii = [float(camera.rays(xy).radius) for camera, xy in zip(cameras, middle, strict=True)]
+        self.radius = sorted(radii)[len(radii) // 2]
+
+    @property
+    def proposals(self) -> tuple[ProposalField, ProposalField]:
+        """In the order in which a ray meets them."""
+        return self.first, self.second
+
+    def groups(self) -> list[Group]:
+        """Tables move faster than networks; poses and codes have their own pace."""
+        c = self.config
+        schedule = warm_up(exponential_after(c.plateau, c.final_lr), c.warm_up)
+        tables = [part.cones.table for part in (self.field, *self.proposals)]
+        networks = [*self.field.density_network, *self.field.colour_network]
+        networks += [layer for p in self.proposals for layer in p.network]
+        groups = [
+            # The decay touches every entry in every step in which its grid learns, so nothing is skipped but the rest.
+            Group("tables", tables, c.table_lr, schedule=schedule, sparse=True),
+            Group("networks", networks, c.network_lr, schedule=schedule, weight_decay=1e-6),
+        ]
+        if self.codes is not None:
+            groups.append(self.codes.group(c.network_lr, schedule))
+        if self.poses is not None:
+            groups.append(self.poses.group(c.pose_lr))
+        return groups
+
+    def after_step(self, step: int, optim: Adam) -> None:
+        """Keeps the cameras from moving all together."""
+        if self.poses is not None:
+            self.poses.hold_gauge()
+
+    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+        """Error of the colours over random backgrounds, which make transparency costly wherever the truth is opaque;
+        and what keeps proposals, weights, grids and poses in order."""
+        c, info = self.config, self.info
+        pixels = scene.pixels(c.rays, rng).to(self.device)
+        rays = pixels.rays
+        if self.poses is not None:
+            with torch.set_grad_enabled(step >= c.pose_delay):
+                rays = self.poses.rays(rays)
+        background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
+        target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
+        hit, bounded = self.bound(rays)
+        code = None if self.codes is None else self.codes.of(bounded.view)
+        learning = step < c.annealed or step % c.proposal_every == 0
+        share = min(step / c.annealed, 1.0)
+        seen = self.trace(bounded, code, rng, anneal=10 * share / (9 * share + 1), proposals_learn=learning)
+        shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
+        *proposals, (edges, weights) = seen.levels
+        grids = [self.field.cones]
+        terms = {
+            "colour": (mse if c.colour_loss == "mse" else charbonnier)(shown, target),
+            "distortion": c.distortion * distortion(self.measured(seen), weights),
+        }
+        if learning:
+            bounds = [
+                spline_interlevel(edges, weights, *proposal, radius)
+                for proposal, radius in zip(proposals, c.blur, strict=True)
+            ]
+            terms["proposals"] = c.interlevel * torch.stack(bounds).sum()
+            grids += [proposal.cones for proposal in self.proposals]
+        if c.decay > 0:
+            terms["decay"] = c.decay * torch.cat([grid.squares() for grid in grids]).sum()
+        if self.poses is not None and step >= c.pose_delay and c.pose_penalty > 0:
+            terms["poses"] = self.poses.penalty(c.pose_penalty, 0.1 * c.pose_penalty)
+        per_ray = sum(c.proposal_samples) + c.samples
+        error = devices.number(mse(shown.detach(), target))
+        self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": error}
+        return terms
+
+    def measured(self, seen: Traced) -> Tensor:
+        """Edges of the field's intervals [R, n + 1] on the curve in which weights shall lie together: even in distance
+        in a bounded scene; else one so steep near the cameras that what hangs before them costs most."""
+        if self.info.bounded:
+            return seen.levels[-1][0]
+        return power(1e4 * seen.edges, -0.25)
+
+    # -- along rays ----------------------------------------------------------------------------------------------------
+
+    def bound(self, rays: Rays, crop: Box | None = None) -> tuple[Tensor, Rays]:
+        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H]."""
+        near, far = rays.near, rays.far
+        if crop is not None:
+            enter, leave = crop.span(rays.origin.detach(), rays.direction.detach())
+            near, far = torch.maximum(near, enter), torch.minimum(far, leave)
+        bounded = self.space.bound(replace(rays, near=near, far=far))
+        # Pixels beyond a lens's rim have no direction.
+        finite = (rays.origin + rays.direction).detach().isfinite().all(-1)
+        hit = torch.nonzero((bounded.far > bounded.near) & finite)[:, 0]
+        near, far = bounded.near.detach(), bounded.far.detach()
+        return hit, replace(bounded, near=near, far=far)[hit]
+
+    def trace(
+        self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
+    ) -> Traced:
+        """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
+        c, count = self.config, len(rays)
+        edges_s = rays.near.new_tensor([[0.0, 1.0]]).expand(count, 2)
+        weights = torch.ones_like(edges_s[:, 1:])
+        levels = []
+        # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
+        fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
+        with torch.set_grad_enabled(proposals_learn and torch.is_grad_enabled()):
+            for proposal, n in zip(self.proposals, c.proposal_samples, strict=True):
+                edges_s = resample(edges_s, weights.detach() + c.padding, n, rng, anneal=anneal)
+                edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
+                cones = self.cones(fixed, edges, rng)
+                with self.computing():
+                    density = proposal.density(*cones)
+                weights = weights_from_density(density.view(count, n), edges)
+                levels.append((edges_s, weights))
+        edges_s = resample(edges_s, weights.detach() + c.padding, c.samples, rng, anneal=anneal)
+        edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
+        cones = self.cones(rays, edges, rng)
+        with self.computing():
+            density, geometry = self.field.density(*cones)
+        weights = weights_from_density(density.view(count, c.samples), edges)
+        levels.append((edges_s, weights))
+        # Colour only where it counts.
+        flat = weights.reshape(-1)
+        kept = torch.nonzero(flat.detach() > c.keep)[:, 0]
+        ray = torch.div(kept, c.samples, rounding_mode="floor")
+        of_ray = spherical_harmonics(rays.direction)
+        if code is not None:
+            of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
+        with self.computing():
+            colour = self.field.colour(geometry.index_select(0, kept), of_ray.index_select(0, ray))
+        rgb = rays.origin.new_zeros(count, 3).index_add(0, ray, flat.index_select(0, kept)[:, None] * colour)
+        # The middle in s: that of the last interval in t may be hundreds of units behind what it holds.
+        middle = self.spacing.t_from_s(0.5 * (edges_s[:, 1:] + edges_s[:, :-1]), rays.near, rays.far)
+        return Traced(rgb, weights.sum(-1), (weights * middle).sum(-1), levels, edges)
+
+    def cones(self, rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor]:
+        """Points [R n, 6, 3] of the unit cube, and their standard deviations there [R n, 6], for the intervals between
+        edges [R, n + 1]."""
+        points, distance = hexagon(rays, edges, rng)
+        unit, deviation = self.unit(points, self.config.deviation * distance)
+        return unit.flatten(0, 1), deviation.flatten(0, 1)
+
+    def unit(self, points: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Points [..., 3] of the scene and deviations [...] -> the unit cube in which the grids lie."""
+        if self.info.bounded:
+            return points * (0.5 / BOX) + 0.5, deviation * (0.5 / BOX)
+        squeezed, narrowed = contract_cube_isotropic(points, deviation)
+        return squeezed * 0.25 + 0.5, narrowed.detach() * 0.25
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def colours(self, rays: Rays, code: Tensor | None, background: Tensor) -> Tensor:
+        """Colours [R, 3] of rays over a background [3], differentiable with respect to rays and code [A]; what
+        `refine.refine_view` asks for."""
+        device = rays.origin.device
+        rays, background = rays.to(self.device), background.to(self.device)
+        hit, bounded = self.bound(rays)
+        code = self.novel_code() if code is None else code.to(self.device)
+        seen = self.trace(bounded, code, None)
+        shown = background.expand(len(rays), 3).index_add(0, hit, seen.rgb - seen.alpha[:, None] * background)
+        return shown.to(device)
+
+    def novel_code(self) -> Tensor | None:
+        """[A] the appearance of pictures that were not trained on: the mean of the training codes."""
+        return None if self.codes is None else self.codes.novel()
+
+    @picture
+    @ops.own_threads()
+    def render(
+        self, camera: Camera, background: Tensor | None = None, crop: Box | None = None, code: Tensor | None = None
+    ) -> Image:
+        """Picture of any camera, in chunks of rows; with an appearance code [A], or that of novel views."""
+        info, near = self.info, self.info.near_for(camera)
+        colour = self.eyes.new_tensor(info.background or (0.0, 0.0, 0.0)) if background is None else background
+        colour = colour.to(self.eyes)
+        code = self.novel_code() if code is None else code.to(self.device)
+        parts = []
+        for xy in torch.split(camera.pixel_grid(), self.chunk(self.CHUNK)):
+            rays = camera.rays(xy, near, info.far).to(torch.float32).to(self.device)
+            hit, bounded = self.bound(rays, crop)
+            seen = self.trace(bounded, code, None)
+            depth = torch.where(seen.alpha > 1e-3, seen.depth / seen.alpha.clamp(min=1e-3), 0.0)
+            of_hit = torch.cat([seen.rgb - seen.alpha[:, None] * colour, seen.alpha[:, None], depth[:, None]], dim=1)
+            parts.append(of_hit.new_zeros(len(rays), 5).index_copy(0, hit, of_hit))
+        found = torch.cat(parts).view(camera.height, camera.width, 5)
+        return Image((found[..., :3] + colour).clamp(0, 1), found[..., 3].clamp(0, 1), found[..., 4])
+
+    @asked
+    def density_at(self, points: Tensor) -> Tensor:
+        """Density [N] per scene unit at points [N, 3] of the scene; 0 outside the cube of a bounded one.
+
+        The grids were shown Gaussians, none smaller than a pixel, so each point is asked for as the nearest training
+        camera would see it.
+        """
+        found = []
+        for part in points.split(1 << 15):
+            distance = torch.cdist(part, self.eyes).amin(dim=1)
+            deviation = self.config.deviation * math.sqrt(0.5) * self.radius * distance
+            places = self.unit(part[:, None], deviation[:, None])
+            with self.computing():
+                found.append(self.field.density(*places)[0])
+        density = torch.cat(found) if found else points.new_zeros(0)
+        outside = points.abs().amax(1) > BOX if self.info.bounded else torch.zeros_like(density, dtype=torch.bool)
+        return density.masked_fill(outside, 0.0)
