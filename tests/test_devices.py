@@ -136,8 +136,10 @@ class TestGuard:
         guard.backward(sum((p * factor).sum() for group in groups for p in group.params))  # type: ignore[arg-type]
         guard.clean(groups)
 
-    def guard(self, half: torch.dtype | None = torch.bfloat16) -> Guard:
-        return Guard(devices.CPU, half)
+    def guard(self, half: torch.dtype = torch.bfloat16) -> Guard:
+        guard = Guard(devices.CPU, half)
+        guard.active = True
+        return guard
 
     def test_a_loss_that_is_not_finite_leaves_no_gradient(self) -> None:
         groups = group_of(torch.ones(3), torch.ones(2))
@@ -154,7 +156,7 @@ class TestGuard:
 
     def test_on_the_cpu_it_does_nothing(self) -> None:
         groups = group_of(torch.ones(3))
-        self.step(self.guard(None), groups, math.nan)
+        self.step(Guard(devices.CPU, torch.bfloat16), groups, math.nan)
         assert groups[0].params[0].grad is not None and groups[0].params[0].grad.isnan().all()
 
     def test_the_scale_falls_where_gradients_overflow_and_grows_again(self) -> None:

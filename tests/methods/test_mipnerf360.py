@@ -566,12 +566,17 @@ class TestMethod:
         assert 0 < (rounded - exact).abs().max() < 0.02
         assert torch.equal(placed(model, "float32", torch.device("cpu")).render(info.cameras[0]).rgb, exact)
 
-    def test_places_are_never_rounded_to_bfloat16(self) -> None:
-        model, rays = MipNeRF360(TINY, info_of("unbounded")), rays_of("unbounded").to(torch.float32)
-        t = torch.tensor([[0.5, 1.0, 3.0]]).expand(len(rays), -1)
-        with torch.autocast("cpu", torch.bfloat16):
-            inside = model.encode(rays, t)
-        assert torch.equal(inside, model.encode(rays, t))
+    def test_places_are_never_rounded_to_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = placed(MipNeRF360(TINY, info_of("unbounded")), "bfloat16", torch.device("cpu"))
+        inside, encode = [], model.encode
+
+        def encoding(rays: Rays, t: torch.Tensor) -> torch.Tensor:
+            inside.append(torch.is_autocast_enabled("cpu"))
+            return encode(rays, t)
+
+        monkeypatch.setattr(model, "encode", encoding)
+        model.trace(rays_of("unbounded").to(torch.float32))
+        assert inside and not any(inside)
 
     def test_float64_cameras_render(self) -> None:
         model = MipNeRF360(TINY, info_of("bounded", background=(0.0, 0.0, 0.0)))

@@ -177,3 +177,17 @@ class TestArguments:
         assert not still[0].requires_grad and moving[0].requires_grad
         for a, b in zip(still, moving, strict=True):
             assert_near(a, b.detach())
+
+
+def test_the_reference_has_second_derivatives_far_from_zero() -> None:
+    """Where a unit is as good as off, or on, its softplus is a straight line, and no overflow of exponentials."""
+    torch.manual_seed(0)
+    grid = HashGrid(2, 2, 6, 4, 8)
+    table = torch.randn(grid.rows, 2).requires_grad_()
+    first = torch.tensor([[0.0, 0.0, 1.0, -9.0], [0.0, 1.0, 0.0, 9.0]])
+    first = torch.cat([first, torch.ones(2, 4)], dim=1).requires_grad_()
+    last = torch.ones(1, 3, requires_grad=True)
+    with ops.use("reference"):
+        out, gradient = ops.surface(torch.rand(9, 3), table, first, last, grid, levels=2, beta=100.0)
+        (out.sum() + gradient.square().sum()).backward()
+    assert all(t.grad is not None and t.grad.isfinite().all() for t in (table, first, last))

@@ -440,10 +440,9 @@ class MipNeRF360(Method):
         """Features [R, n, 2 D octaves] of the intervals between t [R, n + 1] of straight rays."""
         shape = cylinder if self.space.tubes else conical_frustum
         moments = shape(t[:, :-1], t[:, 1:], rays.radius[:, None])
-        # Whoever computes the rest in fewer digits: of a place that is rounded, the fine waves are noise.
-        with torch.autocast(t.device.type, enabled=False):
-            mean, variance = projected(rays, moments, self.basis, self.space.contracts)
-            return integrated_encoding(mean, variance, self.config.octaves)
+        # Outside `computing`: of a place that is rounded, the fine waves are noise.
+        mean, variance = projected(rays, moments, self.basis, self.space.contracts)
+        return integrated_encoding(mean, variance, self.config.octaves)
 
     def encode_view(self, direction: Tensor) -> Tensor:
         """Features [..., 3 + 6 octaves] of unit directions [..., 3]: a direction has no extent, and itself is kept."""

@@ -505,7 +505,8 @@ def near_surface(field: DistanceField, size: int, inv_s: float) -> Tensor:
 
     f at the middle of a block of 4 x 4 x 4 cells decides whether its cells are looked at one by one.
     """
-    device = next(field.parameters()).device
+    first = next(field.parameters(), None)
+    device = devices.CPU if first is None else first.device
     cells = cell_centres(0, size).reshape(-1, 64, 3).to(device)
     half = math.sqrt(3.0) / size * SLACK
     blocks = field.value(cells.mean(dim=1)).abs() < REACH / inv_s + 4 * half

@@ -490,7 +490,7 @@ class ZipNeRF(Method):
     ) -> Traced:
         """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
         c, count = self.config, len(rays)
-        edges_s = rays.near.new_tensor([[0.0, 1.0]]).expand(count, 2)
+        edges_s = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2)
         weights = torch.ones_like(edges_s[:, 1:])
         levels = []
         # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
@@ -563,7 +563,7 @@ class ZipNeRF(Method):
     ) -> Image:
         """Picture of any camera, in chunks of rows; with an appearance code [A], or that of novel views."""
         info, near = self.info, self.info.near_for(camera)
-        colour = self.eyes.new_tensor(info.background or (0.0, 0.0, 0.0)) if background is None else background
+        colour = torch.tensor(info.background or (0.0, 0.0, 0.0)) if background is None else background
         colour = colour.to(self.eyes)
         code = self.novel_code() if code is None else code.to(self.device)
         parts = []

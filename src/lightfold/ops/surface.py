@@ -134,7 +134,8 @@ def _by_chain(
         encoded = encode(place, table, grid)[:, : shape.levels * grid.features]
         inputs = torch.cat([points, torch.ones_like(points[:, :1]), encoded], dim=1)
         scaled = shape.beta * (inputs @ first.T)
-        hidden = torch.logaddexp(scaled, torch.zeros_like(scaled)) / shape.beta
+        # Not logaddexp, whose second derivative is no number where the exponential of -scaled overflows.
+        hidden = torch.nn.functional.softplus(scaled, threshold=40.0) / shape.beta
         out = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1) @ last.T
         gradient = points[:0]
         if shape.slope:
