@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import devices
+
 
 def mse(pred: Tensor, true: Tensor) -> Tensor:
     """Mean squared error over all elements of two tensors of one shape; 0, still differentiable, if there are none."""
@@ -122,7 +124,7 @@ def blurred_mass(edges: Tensor, weights: Tensor, at: Tensor, radius: float) -> T
     if not radius > 0:
         raise ValueError(f"radius: expected a positive number, got {radius}")
     # M is a small difference over a small number: single precision would leave 1e-4 of noise in it.
-    exact = torch.float32 if edges.device.type == "mps" else torch.float64
+    exact = torch.float64 if devices.exact(edges.device) == edges.device else torch.float32
     knots, mass = edges.to(exact).contiguous(), weights.to(exact)
     length = knots.diff(dim=-1)
     below = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))

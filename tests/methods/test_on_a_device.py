@@ -87,7 +87,9 @@ def trained(method: Method, scene: PaintedBall, steps: range) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "neus" else []) for name in METHODS]
+)
 def test_a_device_gives_the_losses_pictures_and_answers_of_the_cpu(
     name: str, scene: PaintedBall, elsewhere: Elsewhere
 ) -> None:
