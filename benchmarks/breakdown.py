@@ -25,9 +25,10 @@ from lightfold.config import lookup
 from lightfold.formats import open_capture
 from lightfold.methods.base import step_generator
 from lightfold.methods.ngp import NGP
-from lightfold.ops.backend import kernel
+from lightfold.ops.backend import in_pairs, kernel
 from lightfold.ops.radiance import to_unit
 from lightfold.optim import Adam
+from lightfold.run import placed
 from lightfold.scene import Scene, load_scene
 
 from .measure import best
@@ -77,7 +78,7 @@ def breakdown(scene: Scene, preset: str, warm_up: int, blocks: int) -> dict[str,
     """Shares of a step, with the numbers they come from."""
     torch.manual_seed(0)
     cls, config = lookup(preset)
-    method = cls(config, scene.info)
+    method = placed(cls(config, scene.info), "auto", torch.device("cpu"))
     optim = Adam(method.groups())
     with ops.own_threads():
         step = 0
@@ -94,7 +95,8 @@ def breakdown(scene: Scene, preset: str, warm_up: int, blocks: int) -> dict[str,
         # Neighbours on the machine make blocks slower, never faster.
         quiet = sorted(measured, key=lambda block: sum(block.values()))[: max(1, blocks // 2)]
         outer = {name: sum(block[name] for block in quiet) for name in quiet[0]}
-        inner = inside_the_pass(scene, method, step)
+        with method.computing():
+            inner = inside_the_pass(scene, method, step)
     total = sum(outer.values())
     fused = outer.pop("fused pass")
     apart = sum(inner.values())
@@ -199,7 +201,8 @@ def forward(x: Tensor, weights: tuple[Tensor, ...]) -> Callable[[], object]:
     """A network's kernel over fixed buffers."""
     widths = [x.shape[1], *(w.shape[0] for w in weights)]
     out, run, pointers = torch.empty(len(x), widths[-1]), kernel("mlp", x), [w.data_ptr() for w in weights]
-    return lambda: run(widths, pointers, x.data_ptr(), len(x), out.data_ptr())
+    pairs = in_pairs(x)
+    return lambda: run(widths, pointers, pairs, x.data_ptr(), len(x), out.data_ptr())
 
 
 def backward(x: Tensor, weights: tuple[Tensor, ...]) -> Callable[[], object]:
@@ -207,11 +210,12 @@ def backward(x: Tensor, weights: tuple[Tensor, ...]) -> Callable[[], object]:
     widths = [x.shape[1], *(w.shape[0] for w in weights)]
     pointers, gradients = [w.data_ptr() for w in weights], [torch.zeros_like(w) for w in weights]
     d_out, d_x, run = torch.rand(len(x), widths[-1]), torch.empty_like(x), kernel("mlp_backward", x)
+    pairs = in_pairs(x)
 
     def call() -> None:
         # The addresses are asked for here, so that the gradients live as long as this function.
         d_pointers = [d.data_ptr() for d in gradients]
-        run(widths, pointers, x.data_ptr(), len(x), d_out.data_ptr(), d_pointers, d_x.data_ptr())
+        run(widths, pointers, pairs, x.data_ptr(), len(x), d_out.data_ptr(), d_pointers, d_x.data_ptr())
 
     return call
 

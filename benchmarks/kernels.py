@@ -22,6 +22,7 @@ from lightfold.methods.ngp import NGP
 from lightfold.ops import HashGrid
 from lightfold.ops.backend import core, kernel
 from lightfold.optim import Adam
+from lightfold.run import placed
 
 from .measure import best, once
 from .record import REPOSITORY, parser, recorded
@@ -74,7 +75,7 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
     protocol |= {
         "points": size.points,
         "rates": f"from the fastest of at least {size.repeats} repeats and {size.seconds} s, wall clock",
-        "precision": "single",
+        "precision": "single; networks also in pairs of bfloat16, over the peak of those; steps as trained here",
         "network flops": "2 per weight and sample forward; 6 backward: both gradients, and the forward it repeats",
         "rays": "24 consecutive samples, 0.00125 of the unit cube apart, of rays through a sphere's surface",
         "hash grid": f"coarsest 16, finest {FINEST} vertices per axis",
@@ -85,9 +86,9 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
         peaks = [peak_gflops(threads)]
         rows = networks(size)
         peaks.append(peak_gflops(threads))
-        peak = max(peaks)
+        peak, peak_of_pairs = max(peaks), peak_gflops(threads, pairs=True)
         for row in rows:
-            row["share_of_peak"] = row["gflops"] / peak
+            row["share_of_peak"] = row["gflops"] / (peak_of_pairs if row["precision"] == "bfloat16" else peak)
         field = surface(size)
         for row in field:
             row["share_of_peak"] = row["gflops"] / peak
@@ -95,6 +96,7 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
         results[name] = {
             "threads": threads,
             "peak_gflops": peak,
+            "peak_gflops_of_pairs": peak_of_pairs,
             "networks": rows,
             "hash_encoding": hash_encoding(size),
             "rendering": rendering(size),
@@ -108,13 +110,13 @@ def measure_all(size: Size, protocol: dict[str, Any], results: dict[str, Any]) -
     compare_with_prototype(results["1 thread"]["hash_encoding"])
 
 
-def peak_gflops(threads: int, seconds: float = 0.3) -> float:
-    """Multiply-adds of all threads at once, in GFLOP/s."""
+def peak_gflops(threads: int, seconds: float = 0.3, pairs: bool = False) -> float:
+    """Multiply-adds of all threads at once, in GFLOP/s; of pairs of bfloat16 if asked."""
     rates = [0.0] * threads
     backend = core()  # Here, because PyTorch's number of threads is this thread's own.
 
     def run(i: int) -> None:
-        rates[i] = backend.measure_gflops(seconds)
+        rates[i] = backend.measure_gflops(seconds, pairs)
 
     workers = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
     for worker in workers:
@@ -128,15 +130,16 @@ def peak_gflops(threads: int, seconds: float = 0.3) -> float:
 
 
 def networks(size: Size) -> list[dict[str, Any]]:
-    """Density and colour networks of `ngp` at both widths, forward and backward."""
+    """Density and colour networks of `ngp` at both widths, forward and backward, in both precisions."""
     rows = []
     for width in (32, 64):
         for name, widths in (("density", [32, width, 16]), ("colour", [32, width, width, 3])):
-            rows += network(f"{name} {'-'.join(map(str, widths))}", widths, size)
+            for pairs in (False, True):
+                rows += network(f"{name} {'-'.join(map(str, widths))}", widths, pairs, size)
     return rows
 
 
-def network(name: str, widths: list[int], size: Size) -> list[dict[str, Any]]:
+def network(name: str, widths: list[int], pairs: bool, size: Size) -> list[dict[str, Any]]:
     """Both directions of one network."""
     n = size.points // 4
     weights = [torch.randn(o, i) / i**0.5 for i, o in zip(widths, widths[1:], strict=False)]
@@ -147,10 +150,10 @@ def network(name: str, widths: list[int], size: Size) -> list[dict[str, Any]]:
     run, back = kernel("mlp", x), kernel("mlp_backward", x)
 
     def forward() -> None:
-        run(widths, pointers, x.data_ptr(), n, out.data_ptr())
+        run(widths, pointers, pairs, x.data_ptr(), n, out.data_ptr())
 
     def backward() -> None:
-        back(widths, pointers, x.data_ptr(), n, d_out.data_ptr(), d_pointers, d_x.data_ptr())
+        back(widths, pointers, pairs, x.data_ptr(), n, d_out.data_ptr(), d_pointers, d_x.data_ptr())
 
     products = n * sum(w.numel() for w in weights)
     rows = []
@@ -159,6 +162,7 @@ def network(name: str, widths: list[int], size: Size) -> list[dict[str, Any]]:
         rows.append(
             {
                 "network": name,
+                "precision": "bfloat16" if pairs else "float32",
                 "direction": direction,
                 "gflops": flops / timing.wall / 1e9,
                 "samples_per_second": n / timing.wall,
@@ -383,7 +387,7 @@ def training_step(size: Size, preset: str) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     scene = BallScene(bounded=False)
-    method = NGP(NGP.PRESETS[preset], scene.info)
+    method = placed(NGP(NGP.PRESETS[preset], scene.info), "auto", torch.device("cpu"))
     optim = Adam(method.groups())
     counts = dict.fromkeys(("rays", "samples", "kept"), 0)
     index = 0

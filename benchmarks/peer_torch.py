@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightfold import machine, ops
 from lightfold.ops import HashGrid, Radiance, Tracing
+from lightfold.ops.backend import bfloat16_pays
 from lightfold.ops.hash_encode import PRIMES
 
 from .measure import Timing, best
@@ -28,6 +29,7 @@ COMMON = HashGrid(16, 2, 19, 16, 2048, "xor")
 OURS = HashGrid(8, 4, 16, 16, 4096, "xor")
 """The shape of the preset `ngp`; either shape is laid out in lines on our side, as in training."""
 GRIDS = {"common": COMMON, "ours": OURS}
+CPU = torch.device("cpu")
 SAMPLES_PER_RAY = 32
 WIDTH = 64
 
@@ -108,6 +110,7 @@ def main() -> None:
             "timed": "forward and backward, gradients of table and networks; no optimiser step",
             "rounds": f"{rounds}, each contender in each, the best kept",
             "threads": torch.get_num_threads(),
+            "precision": "networks of the fused step, and of a way in PyTorch, in bfloat16 where the processor has it",
             "fused": "every sample evaluated and kept (nothing skipped), gradient of the table cleared inside the time",
         }
         record.results |= compare(count, rounds, effort, compiled=not options.quick)
@@ -137,8 +140,17 @@ def compare(
                 for way, look_up in LOOK_UPS.items():
                     peer = TorchField(grid, look_up)
                     keep_best(theirs[kind], f"torch, {way}", torch_rate(peer, x, harmonics, effort))
+                if bfloat16_pays(CPU):
+                    # What ours does with its networks, PyTorch can do too.
+                    peer = TorchField(grid, look_up_by_select)
+                    with torch.autocast("cpu", torch.bfloat16):
+                        rate = torch_rate(peer, x, harmonics, effort)
+                    keep_best(theirs[kind], "torch, index_select, bfloat16", rate)
                 tell(f"torch, {name} grid, {kind}", theirs[kind])
-            keep_best(ours, "fused, rays", fused_rate(field, rays, effort))
+            keep_best(ours, "fused, rays, float32", fused_rate(field, rays, effort))
+            # As training does it here.
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays(CPU)):
+                keep_best(ours, "fused, rays", fused_rate(field, rays, effort))
             tell(f"lightfold, {name} grid", ours)
     if compiled:
         # It is no common way, and takes a minute to compile: one row is enough to know it.
@@ -187,6 +199,7 @@ def ratios(results: dict[str, Any]) -> dict[str, dict[str, float]]:
             "same grid, separate ops, random": common["separate ops, random"] / peer["common", "random"],
             "same grid, fused": common["fused, rays"] / peer["common", "rays"],
             "our grid on both sides, separate ops": own["separate ops, rays"] / peer["ours", "rays"],
+            "each with its own grid, fused, in float32": own["fused, rays, float32"] / peer["common", "rays"],
             "our grid on both sides, fused": own["fused, rays"] / peer["ours", "rays"],
             "each with its own grid, fused": own["fused, rays"] / peer["common", "rays"],
         }

@@ -202,7 +202,7 @@ struct Tracer {
       int active = 0;
       for (int r = 0; r < count; ++r) active += walked[r] < most;
       if (!active) break;
-      // The first round is short: many rays end in it, and what they need not is not worth marching.
+      // Rounds are short: a ray that ends in one has no need of what it has marched behind the place where it ends.
       const int quota = min(8, kRound / active);
       int n = 0, run_count = 0;
       for (int r = 0; r < count; ++r) {
