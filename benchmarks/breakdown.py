@@ -78,7 +78,7 @@ def breakdown(scene: Scene, preset: str, warm_up: int, blocks: int) -> dict[str,
     """Shares of a step, with the numbers they come from."""
     torch.manual_seed(0)
     cls, config = lookup(preset)
-    method = placed(cls(config, scene.info), "auto", torch.device("cpu"))
+    method = placed(cls(config, scene.info))
     optim = Adam(method.groups())
     with ops.own_threads():
         step = 0

@@ -387,7 +387,7 @@ def training_step(size: Size, preset: str) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     scene = BallScene(bounded=False)
-    method = placed(NGP(NGP.PRESETS[preset], scene.info), "auto", torch.device("cpu"))
+    method = placed(NGP(NGP.PRESETS[preset], scene.info))
     optim = Adam(method.groups())
     counts = dict.fromkeys(("rays", "samples", "kept"), 0)
     index = 0

@@ -37,7 +37,7 @@ from lightfold.evaluate import evaluate
 from lightfold.formats import open_capture
 from lightfold.geometry import so3_exp
 from lightfold.refine import HasColours, corrections, given_from_refined, refined_cameras
-from lightfold.run import Run
+from lightfold.run import Run, placed
 from lightfold.scene import load_scene
 
 from .quality import FOX, count_steps
@@ -102,7 +102,7 @@ def measure(way: str, path: Path, seconds: float) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", RunConfig(str(path), preset, model, FOX, train), scene.info)
         torch.manual_seed(0)
-        method = cls(model, run.info)
+        method = placed(cls(model, run.info))
         totals = count_steps(method)
         trainer.train(run, scene, method, train, progress=False)
     info = scene.info

@@ -21,7 +21,7 @@ from lightfold.config import RunConfig, TrainConfig, lookup
 from lightfold.evaluate import evaluate
 from lightfold.formats import open_capture
 from lightfold.methods.base import Method
-from lightfold.run import Run
+from lightfold.run import Run, placed
 from lightfold.scene import Scene, SceneConfig, load_scene
 
 from .measure import own_memory, peak_bytes
@@ -159,7 +159,7 @@ def train_once(case: Case, capture: Path, seed: int) -> tuple[dict[str, Any], Me
         config = RunConfig(str(capture), case.method, model, case.scene, train)
         run = Run.create(Path(folder) / "run", config, scene.info)
         torch.manual_seed(seed)
-        method = cls(model, run.info)
+        method = placed(cls(model, run.info))
         totals = count_steps(method)
         with own_memory() as memory:
             trainer.train(run, scene, method, train, progress=False)

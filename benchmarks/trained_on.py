@@ -24,7 +24,7 @@ from lightfold.poses.config import PoseConfig
 from lightfold.poses.quality import assess
 from lightfold.poses.solve import solve
 from lightfold.poses.write import write_capture
-from lightfold.run import Run
+from lightfold.run import Run, placed
 from lightfold.scene import load_scene
 
 from .quality import FOX, over_seeds
@@ -101,7 +101,7 @@ def train(capture: Path, seed: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", RunConfig(str(capture), METHOD, model, FOX, budget), scene.info)
         torch.manual_seed(seed)
-        method = cls(model, run.info)
+        method = placed(cls(model, run.info))
         trainer.train(run, scene, method, budget, progress=False)
     mean = evaluate(method, scene, "test")["mean"]
     held_out = [scene.info.names[i] for i in scene.info.test]

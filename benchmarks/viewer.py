@@ -24,7 +24,7 @@ from lightfold import machine, trainer
 from lightfold.config import RunConfig, TrainConfig, lookup
 from lightfold.formats import open_capture
 from lightfold.methods.base import Method
-from lightfold.run import Run
+from lightfold.run import Run, placed
 from lightfold.scene import Scene, SceneConfig, load_scene
 from lightfold.viewer.server import Viewer
 from lightfold.viewer.subject import Subject
@@ -80,7 +80,7 @@ def measure(scene: Scene, folder: Path, seconds: float, watched: float) -> dict[
     config = RunConfig("scene", METHOD, model, SceneConfig(), TrainConfig(minutes=seconds / 60, checkpoint_every=0))
     run = Run.create(folder / "run", config, scene.info)
     torch.manual_seed(0)
-    method = cls(model, run.info)
+    method = placed(cls(model, run.info))
     trainer.train(run, scene, method, config.train, progress=False)
     return looking(run, method) | training(scene, folder, watched)
 
@@ -160,7 +160,7 @@ def steps_per_second(scene: Scene, folder: Path, seconds: float, kind: str) -> f
     config = RunConfig("scene", METHOD, model, SceneConfig(), TrainConfig(steps=10**6, checkpoint_every=0))
     run = Run.create(folder, config, scene.info)
     torch.manual_seed(0)
-    method = cls(model, run.info)
+    method = placed(cls(model, run.info))
     viewer = None if kind == "alone" else Viewer(Subject("benchmark", run.info, method), port=0, training=True)
     steps = 0
 

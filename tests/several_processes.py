@@ -37,7 +37,7 @@ from lightfold.trainer import train
 
 TINY = NGPConfig(
     steps=64, levels=2, features=2, log2_rows=9, base=4, finest_bounded=16, width=8, geometry=8, batch=1024,
-    samples=8, step=0.06, grid=16, probes=500,
+    samples=8, step=0.06, grid=16, grid_bounded=16, probes=500,
 )  # fmt: skip
 ACTO = NerfactoConfig(
     steps=40, rays=32, proposal_samples=(8, 6), samples=4, levels=2, features=2, log2_rows=8, base=4, finest_bounded=16,

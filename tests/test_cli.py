@@ -41,7 +41,7 @@ def model_options(**values: int) -> list[str]:
 
 
 SMALL = model_options(width=8, depth=2, rays=16, coarse_samples=4, fine_samples=4)
-NGP = model_options(log2_rows=8, grid=16, finest=64, width=16, batch=256)
+NGP = model_options(log2_rows=8, grid=16, grid_bounded=16, finest=64, width=16, batch=256)
 
 
 @pytest.fixture(scope="session")

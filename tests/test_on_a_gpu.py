@@ -36,7 +36,7 @@ GPU = devices.choose()
 pytestmark = pytest.mark.skipif(GPU == devices.CPU, reason="PyTorch sees no GPU that Triton has kernels for")
 SMALL = NGPConfig(
     steps=200, levels=4, log2_rows=12, base=8, finest=128, finest_bounded=64, width=16, geometry=8, batch=8192,
-    samples=16, grid=32, cascades=4, probes=2000, ramp=0,
+    samples=16, grid=32, grid_bounded=32, cascades=4, probes=2000, ramp=0,
 )  # fmt: skip
 
 

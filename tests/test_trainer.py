@@ -33,7 +33,7 @@ from lightfold.trainer import Budget, train
 
 TINY = NGPConfig(
     steps=64, levels=2, features=2, log2_rows=9, base=4, finest_bounded=16, width=8, geometry=8, batch=1024,
-    samples=8, step=0.06, grid=16, probes=500,
+    samples=8, step=0.06, grid=16, grid_bounded=16, probes=500,
 )  # fmt: skip
 
 

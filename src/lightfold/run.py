@@ -48,7 +48,7 @@ OURS = {"config.yaml", "scene.json", "checkpoints", "log.txt"}
 """What an interrupted `Run.create` may have left, and a new one may overwrite."""
 
 
-def placed(method: Method, precision: str, device: torch.device) -> Method:
+def placed(method: Method, precision: str = "auto", device: torch.device = CPU) -> Method:
     """A method on the device that it is to compute on, from this thread on, in this precision where it can be had."""
     use(device)
     method.half_type = half_type(precision, device) if method.HALF else None

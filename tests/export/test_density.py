@@ -15,7 +15,7 @@ from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.ops.march import cell_of, pack_bits, unpack_bits
 
 BOX = torch.tensor([[-1.0] * 3, [1.0] * 3])
-TINY = NGPConfig(log2_rows=8, grid=16, finest=64, finest_bounded=64, width=16)
+TINY = NGPConfig(log2_rows=8, grid=16, grid_bounded=16, finest=64, finest_bounded=64, width=16)
 
 
 @pytest.mark.parametrize("bounded", [True, False])

@@ -19,7 +19,7 @@ from lightfold.optim import Adam
 
 SMALL = NGPConfig(
     steps=400, levels=4, features=4, log2_rows=12, base=8, finest=128, finest_bounded=64, width=16, geometry=8,
-    batch=3072, samples=16, step=0.03, grid=32, cascades=4, probes=2000, table_lr=3e-2, ramp=0,
+    batch=3072, samples=16, step=0.03, grid=32, grid_bounded=32, cascades=4, probes=2000, table_lr=3e-2, ramp=0,
 )  # fmt: skip
 
 

@@ -29,7 +29,15 @@ def test_the_first_steps_have_the_losses_of_the_native_training() -> None:
     """
     scene = PaintedBall(bounded=True, side=6)
     config = replace(
-        SMALL, batch=1024, samples=128, probes=100, log2_rows=10, levels=2, thickness=0.3, step_bounded=0.1, grid=16
+        SMALL,
+        batch=1024,
+        samples=128,
+        probes=100,
+        log2_rows=10,
+        levels=2,
+        thickness=0.3,
+        step_bounded=0.1,
+        grid_bounded=16,
     )
     native, ours = model_of(scene, config), model_of(scene, config).to(DEVICE)
     steps = range(14, 18)  # Across an update of the occupancy grid.
@@ -52,7 +60,9 @@ def test_the_first_steps_have_the_losses_of_the_native_training() -> None:
 def test_a_checkpoint_moves_between_the_kernels(first: str, tmp_path: Path) -> None:
     """Trained with those of one device, it is rendered, and trained on, with those of the other; within 0.05 dB."""
     scene = PaintedBall(bounded=True, views=12, side=8)
-    config = replace(SMALL, batch=512, samples=16, log2_rows=10, levels=2, grid=16, step_bounded=0.06, probes=100)
+    config = replace(
+        SMALL, batch=512, samples=16, log2_rows=10, levels=2, grid_bounded=16, step_bounded=0.06, probes=100
+    )
     steps = range(300) if first == "native" else range(2)
     here, there = (nullcontext, kernels) if first == "native" else (kernels, nullcontext)
     places = (torch.device("cpu"), DEVICE) if first == "native" else (DEVICE, torch.device("cpu"))

@@ -28,8 +28,8 @@ from lightfold.refine import ViewFit, refine_view, refined_cameras
 SMALL: dict[str, dict[str, Any]] = {
     "ngp": {  # `batch` and `samples` hold rays and steps at their least: what controls them differs on a GPU.
         "levels": 2, "features": 2, "log2_rows": 8, "base": 4, "finest": 16, "finest_bounded": 16, "width": 8,
-        "geometry": 8, "batch": 64, "samples": 128, "step": 0.2, "step_bounded": 0.2, "grid": 16, "cascades": 2,
-        "probes": 40, "ramp": 0,
+        "geometry": 8, "batch": 64, "samples": 128, "step": 0.2, "step_bounded": 0.2, "grid": 16,
+        "grid_bounded": 16, "cascades": 2, "probes": 40, "ramp": 0,
     },
     "nerf": {"rays": 16, "coarse_samples": 4, "fine_samples": 4, "width": 8, "depth": 2, "chunk": 20},
     "nerfacto": {

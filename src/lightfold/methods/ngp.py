@@ -67,7 +67,9 @@ class NGPConfig:
     cone: float = 1 / 256
     """A step in an unbounded scene is at least this times the distance."""
     grid: int = 64
-    """Occupancy cells per axis of a cascade; a multiple of 16."""
+    """Occupancy cells per axis of a cascade of an unbounded scene; a multiple of 16."""
+    grid_bounded: int = 128
+    """The same for a bounded scene, which has one."""
     cascades: int = 5
     """Cascades of the occupancy pyramid of an unbounded scene: it reaches 2^(cascades - 1) scene units."""
     probes: int = 4096
@@ -98,16 +100,16 @@ class NGPConfig:
             ("finest_bounded", 16, 2**18), ("width", 8, 256), ("geometry", 8, 64), ("batch", 64, 2**22),
             ("ramp", 0, 10**9), ("samples", 1, 128), ("step", 1e-4, 1.0), ("step_bounded", 1e-4, 1.0),
             ("cone", 0.0, 1.0),
-            ("grid", 16, 256), ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
+            ("grid", 16, 256), ("grid_bounded", 16, 256),
+            ("cascades", 1, 10), ("probes", 0, 2**22), ("thickness", 1e-4, 10.0),
             ("shift", -10.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
             ("final_lr", 1e-6, 1.0), ("huber", 0.0, 10.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5),
         )  # fmt: skip
         if self.features not in (1, 2, 4, 8):
             raise ConfigError(f"features: expected 1, 2, 4 or 8, got {self.features}.")
-        if self.geometry % 8 or self.grid % 16:
-            raise ConfigError(
-                f"geometry and grid: expected multiples of 8 and 16, got {self.geometry} and {self.grid}."
-            )
+        for name, unit in (("geometry", 8), ("grid", 16), ("grid_bounded", 16)):
+            if getattr(self, name) % unit:
+                raise ConfigError(f"{name}: expected a multiple of {unit}, got {getattr(self, name)}.")
         if self.base > min(self.finest, self.finest_bounded):
             raise ConfigError(f"base: expected at most the finest level's vertices, got {self.base}.")
 
@@ -151,7 +153,8 @@ class NGP(Method):
         self.density = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
         widths = [c.geometry + 16, c.width, c.width, 3]
         self.colour = nn.ParameterList(_layer(o, i) for i, o in zip(widths, widths[1:], strict=False))
-        self.occupancy = OccupancyGrid(info, c.grid, c.cascades, c.thickness)
+        cells = c.grid_bounded if info.bounded else c.grid
+        self.occupancy = OccupancyGrid(info, cells, c.cascades, c.thickness)
         self.register_buffer("widen", torch.ones(()))
         self.register_buffer("rays", torch.tensor(self._whole_groups(self._batch(0) / c.samples)))
         self.register_buffer("_per_ray", torch.tensor(float(c.samples)))
