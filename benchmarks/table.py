@@ -231,6 +231,8 @@ ROWS = [
         25,
         50,
     ),
+    Row("the same, ours in float32", torch_ratio("each with its own grid, fused, in float32"), TIMES),
+    Row("the same, both in bfloat16", torch_ratio("each with its own grid, fused, both in bfloat16"), TIMES),
     Row("the same with the same grid (16 levels of 2, 2^19)", torch_ratio("same grid, fused"), TIMES, 25, 50),
     Row("fox, 5 min: rays/s over nerfacto's", over_nerfacto, "{:.0f} x", 100),
     Row("fox, 5 min: PSNR above nerfacto", above("nerfacto"), "{:.1f} dB", 15),
