@@ -114,8 +114,10 @@ def kernels(advice: list[str]) -> list[tuple[str, str]]:
         advice.append(
             "This processor, or the virtual machine around it, has no AVX2; with it training is several times faster."
         )
+    fast = ops.backend.bfloat16_pays(torch.device("cpu"))
     return [
         ("kernels", f"{isa} (this processor can run {', '.join(isas)})"),
+        ("precision", "bfloat16 in networks" if fast else "float32, as bfloat16 is no faster with these kernels"),
         ("threads", f"{threads} of {cores} cores"),
     ]
 
