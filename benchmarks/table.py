@@ -219,7 +219,7 @@ ROWS = [
         "{:.2f}",
         0.75,
     ),
-    Row("the same in pairs of bfloat16, of theirs", network_share("bfloat16"), "{:.2f}"),
+    Row("the same in pairs of bfloat16, of theirs", network_share("bfloat16"), "{:.2f}", None),
     Row(
         "hash encoding over the prototype's best rows, 1 thread (range: rows)", encoding_over_prototype, "{:.2f} x", 0.8
     ),
@@ -231,8 +231,8 @@ ROWS = [
         25,
         50,
     ),
-    Row("the same, ours in float32", torch_ratio("each with its own grid, fused, in float32"), TIMES),
-    Row("the same, both in bfloat16", torch_ratio("each with its own grid, fused, both in bfloat16"), TIMES),
+    Row("the same, ours in float32", torch_ratio("each with its own grid, fused, in float32"), TIMES, None),
+    Row("the same, both in bfloat16", torch_ratio("each with its own grid, fused, both in bfloat16"), TIMES, None),
     Row("the same with the same grid (16 levels of 2, 2^19)", torch_ratio("same grid, fused"), TIMES, 25, 50),
     Row("fox, 5 min: rays/s over nerfacto's", over_nerfacto, "{:.0f} x", 100),
     Row("fox, 5 min: PSNR above nerfacto", above("nerfacto"), "{:.1f} dB", 15),
