@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lightfold import devices, machine, ops
-from lightfold.cli import steps
+from lightfold.cli import console, steps
 from lightfold.config import RunConfig, TrainConfig, lookup
 from lightfold.evaluate import evaluate
 from lightfold.ops import HashGrid
@@ -310,6 +310,7 @@ def train(
         camera = scene.info.cameras[scene.info.test[0]]
         took = [timed(lambda: method.render(camera), device) for _ in range(PICTURES)]
         options, about = run.config.model, run.about
+        console.drop_logs()
     looks = [(row["seconds"], row["held_out_psnr"]) for row in rows if "held_out_psnr" in row]
     rates = [row for row in rows if "kept_samples_per_second" in row]
     settled = rates[len(rates) // 2 :]

@@ -36,7 +36,7 @@ FAST = ["--views", "16", "--resolution", "32"]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose method is a ball of radius 0.7 in the scene, 2.8 in the capture; its capture is gone."""
-    monkeypatch.setattr(Run, "method", lambda run, step=None: BallField(run.info, shaded=True))
+    monkeypatch.setattr(Run, "method", lambda run, step=None, device=None: BallField(run.info, shaded=True))
     config = RunConfig("/captures/ball", "nerf", lookup("nerf")[1], SceneConfig(), TrainConfig())
     return Run.create(tmp_path / "run", config, INFO).path
 
@@ -79,7 +79,7 @@ def test_a_mesh_lands_where_the_cameras_of_the_capture_saw_it(run: Path, capsys:
 
 
 def test_a_signed_distance_makes_the_mesh_of_itself(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Run, "method", lambda run, step=None: BallDistance(run.info, shaded=True))
+    monkeypatch.setattr(Run, "method", lambda run, step=None, device=None: BallDistance(run.info, shaded=True))
     for name, words in {"auto": [], "named": ["--source", "sdf"]}.items():
         export.main([str(run), "mesh", *FAST, *words, "--out", str(tmp_path / f"{name}.ply")])
     mesh = trimesh.load(tmp_path / "auto.ply", process=False)
@@ -129,7 +129,7 @@ def test_cameras_are_where_training_has_moved_them(run: Path, monkeypatch: pytes
     moved = SimpleNamespace(info=INFO, poses=PoseRefinement(INFO.cameras))
     with torch.no_grad():
         moved.poses.tangent[index, 0] = 0.02
-    monkeypatch.setattr(Run, "method", lambda run, step=None: moved)
+    monkeypatch.setattr(Run, "method", lambda run, step=None, device=None: moved)
     monkeypatch.setattr(Run, "steps", lambda run: [1])
     export.main([str(run), "cameras"])
     document = json.loads((run / "exports" / "cameras" / "transforms.json").read_text())

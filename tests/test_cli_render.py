@@ -26,7 +26,7 @@ WHOLE, FRONT = (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.25, 0.25)
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose method is a sphere; its capture, of unknown unit, is gone."""
-    monkeypatch.setattr(Run, "method", lambda run, step=None: Sphere(run.info))
+    monkeypatch.setattr(Run, "method", lambda run, step=None, device=None: Sphere(run.info))
     info = info_of([camera_at(eye, torch.zeros(3)) for eye in ring(8)])
     config = RunConfig("/captures/sphere", "nerf", lookup("nerf")[1], SceneConfig(), TrainConfig())
     return Run.create(tmp_path / "run", config, info).path

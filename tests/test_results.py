@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lightfold.ops import HashGrid, hash_encode
+from lightfold.ops.backend import bfloat16_pays
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
@@ -133,7 +134,7 @@ def test_the_table_goes_between_the_markers_and_nowhere_else() -> None:
 def test_sections_of_every_benchmark_can_be_written() -> None:
     rate = {"samples_per_second": 2e6, "samples_per_cpu_second": 1e6}
     peer = {"grid": "L16 F2 2^19", "rays": {"torch, index": rate}, "random": {"torch, index": rate}}
-    ways = ("separate ops, rays", "separate ops, random", "fused, rays")
+    ways = ("separate ops, rays", "separate ops, random", "fused, rays, float32", "fused, rays")
     ours = {"grid": "L16 F2 2^19", "rates": dict.fromkeys(ways, rate)}
     sides = {f"torch, {name} grid": peer for name in ("common", "ours")}
     sides |= {f"lightfold, {name} grid": ours for name in ("common", "ours")}
@@ -141,9 +142,11 @@ def test_sections_of_every_benchmark_can_be_written() -> None:
     step |= {"samples_evaluated_per_second": 2e6, "samples_kept_per_second": 1e6}
     grid = {f"{d}_{k}_points_per_second": 2e7 for d in ("forward", "backward") for k in ("random", "rays")}
     network = {"network": "density 32-64-16", "direction": "forward", "gflops": 80.0}
+    network |= {"share_of_peak": 0.8, "samples_per_second": 1e6}
     one_thread = {
         "peak_gflops": 100.0,
-        "networks": [network | {"share_of_peak": 0.8, "samples_per_second": 1e6}],
+        "peak_gflops_of_pairs": 200.0,
+        "networks": [network | {"precision": precision} for precision in ("float32", "bfloat16")],
         "hash_encoding": [{"grid": "line L8 F4 2^16", **grid, "forward_rays_over_prototype": 0.7}],
         "rendering": [{"op": "march", "samples_per_second": 1e7, "wall": 0.001}],
         "adam": [{"kind": "dense", "parameters_per_second": 1e9, "gigabytes_per_second": 32.0}],
@@ -264,7 +267,7 @@ def test_the_comparison_runs_on_both_sides() -> None:
     effort = {"repeats": 1, "seconds": 0.0}
     results = peer_torch.compare(8 * peer_torch.SAMPLES_PER_RAY, 2, effort, compiled=False, grids=grids)
     for clock in ("samples_per_second", "samples_per_cpu_second"):
-        assert len(results["ratios"][clock]) == 6
+        assert len(results["ratios"][clock]) == 7 + bfloat16_pays(torch.device("cpu"))
         assert all(ratio > 0 for ratio in results["ratios"][clock].values())
 
 

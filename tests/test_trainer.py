@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from kernel_checks import threads
 from painted_ball import PaintedBall
 from PIL import Image as Picture
 from torch import Generator, Tensor, nn
@@ -119,9 +120,9 @@ def test_threads_are_pytorchs_where_its_operations_are_the_step(
 
     monkeypatch.setattr(Slope, "BY_KERNELS", by_kernels)
     monkeypatch.setattr(Slope, "loss", loss)
-    before = torch.get_num_threads()
-    start(run_of(tmp_path / "run", ball, steps=1), ball, Slope(TINY, ball.info))
-    assert found == [1 if by_kernels else before] and torch.get_num_threads() == before > 1
+    with threads(2):
+        start(run_of(tmp_path / "run", ball, steps=1), ball, Slope(TINY, ball.info))
+        assert found == [1 if by_kernels else 2] and torch.get_num_threads() == 2
 
 
 class Interrupted(NGP):

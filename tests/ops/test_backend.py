@@ -79,21 +79,6 @@ class TestRoute:
             assert half_type(torch.zeros(1, dtype=torch.float64)) is None
 
 
-class TestBfloat16:
-    @pytest.mark.parametrize(
-        ("has", "pays"),
-        [({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True), ({"avx512_f": True}, False)],
-    )
-    def test_asks_the_processor(self, has: dict[str, bool], pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-        assert ops.bfloat16_pays(torch.device("cpu")) is pays
-        assert ops.bfloat16_pays(torch.device("cuda"))
-
-    def test_is_not_taken_from_a_pytorch_that_does_not_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-        assert not ops.bfloat16_pays(torch.device("cpu"))
-
-
 class TestKernel:
     def test_type_decides(self) -> None:
         assert kernel("adam", torch.zeros(1)) is backend.core().adam_f32

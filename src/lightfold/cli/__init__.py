@@ -66,10 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _heeding_termination():
             return _run(words[0], words[1:])
     finally:
-        logger = logging.getLogger("lightfold")
-        for attached in [handler, *(h for h in logger.handlers if isinstance(h, logging.FileHandler))]:
-            logger.removeHandler(attached)
-            attached.close()
+        logging.getLogger("lightfold").removeHandler(handler)
+        handler.close()
+        console.drop_logs()
 
 
 @contextmanager

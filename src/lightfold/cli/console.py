@@ -180,9 +180,17 @@ def show_warnings() -> logging.Handler:
 
 
 def keep_log(path: Path) -> None:
-    """Also write what the package logs to this file. `main` detaches it when the verb has ended."""
+    """Also write what the package logs to this file. `main` ends that with the verb."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("lightfold")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+
+def drop_logs() -> None:
+    """Write no more to any file: the folders that they are in may go away."""
+    logger = logging.getLogger("lightfold")
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
