@@ -204,14 +204,15 @@ void bind(nb::module_& m, const char* suffix) {
            const Addresses& density, const std::vector<int>& colour_width, const Addresses& colour, int64_t rays, Address origin,
            Address direction, Address near, Address far, Address background, uint64_t seed, int cascades, int size, Address bits,
            Address peak, double step, double cone, int most, double stop, double keep, Address out_colour, Address out_opacity,
-           Address out_depth, Address evaluated, Address kept, Address target, int loss, double huber, double distortion,
+           Address out_depth, Address out_median, Address evaluated, Address kept, Address target, int loss, double huber, double distortion,
            Address trail, size_t trail_stride, Address trail_count, Address gradient, Address loss_sum, const Addresses& d_density,
            const Addresses& d_colour) {
           Exclusive exclusive;
           auto field = field_args<T>(spec, table, unbounded, shift, half, density_width, density, colour_width, colour);
           RayArgs<T> r{rays, at<T>(origin), at<T>(direction), at<T>(near), at<T>(far), at<T>(background), seed};
           TraceArgs t{GridShape{cascades, size}, Occupancy{at<uint64_t>(bits), nullptr}, at<float>(peak), step, cone, most, stop, keep};
-          PictureOut<T> out{at<T>(out_colour), at<T>(out_opacity), at<T>(out_depth), at<int64_t>(evaluated), at<int64_t>(kept)};
+          PictureOut<T> out{at<T>(out_colour), at<T>(out_opacity), at<T>(out_depth), at<T>(out_median), at<int64_t>(evaluated),
+                              at<int64_t>(kept)};
           auto dd = all<T>(d_density), dc = all<T>(d_colour);
           TrainArgs<T> train{at<T>(target), loss,  T(huber), T(distortion), at<T>(trail), trail_stride, at<int32_t>(trail_count),
                              at<T>(gradient), at<double>(loss_sum)};

@@ -55,6 +55,7 @@ struct PictureOut {
   T* colour;   // [R, 3], background included
   T* opacity;  // [R]
   T* depth;    // [R] sum of w t
+  T* median;   // [R] where half of what is kept of a ray is passed, 0 where nothing is; null when nobody asks
   int64_t* evaluated;  // [tasks] samples whose density was evaluated
   int64_t* kept;       // [tasks]
 };
@@ -295,12 +296,26 @@ struct Tracer {
 
     for (int r = 0; r < count; ++r) {
       const int64_t ray = first + r;
-      T c[3] = {}, depth = 0;
+      T c[3] = {}, depth = 0, shown = 0;
       for (int i = 0; i < kept_of[r]; ++i) {
         const int s = kept_column[size_t(r) * most + i];
         const T w = kept_weight[s];
         for (int k = 0; k < 3; ++k) c[k] += w * rgb[k * ks + s];
         depth += w * kept_t[s];
+        shown += w;
+      }
+      if (out.median) {
+        T median = 0, passed = 0;
+        for (int i = 0; i < kept_of[r]; ++i) {
+          const int s = kept_column[size_t(r) * most + i];
+          const T w = kept_weight[s];
+          if (passed + w >= T(0.5) * shown) {
+            median = kept_t[s] + kept_dt[s] * ((T(0.5) * shown - passed) / w - T(0.5));
+            break;
+          }
+          passed += w;
+        }
+        out.median[ray] = median;
       }
       for (int k = 0; k < 3; ++k) out.colour[3 * ray + k] = c[k] + transmittance[r] * rays.background[3 * ray + k];
       out.opacity[ray] = T(1) - transmittance[r];

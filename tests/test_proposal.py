@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from literal_resampling import height_at, resample_literally
 from torch import Tensor
 
-from lightfold.proposal import ENDLESS, Spacing, dilate, inverse_power, power, resample, weights_from_density
+from lightfold.proposal import (
+    ENDLESS,
+    Spacing,
+    dilate,
+    inverse_power,
+    median_distance,
+    power,
+    resample,
+    weights_from_density,
+)
 
 DOUBLE = torch.float64
 
@@ -133,6 +142,15 @@ class TestWeights:
             assert torch.autograd.gradcheck(
                 lambda d, o=opaque: weights_from_density(d, edges, o), density.requires_grad_()
             )
+
+    @pytest.mark.parametrize("spacing", list(Spacing))
+    def test_median_has_half_of_the_weight_before_it(self, spacing: Spacing, rng: torch.Generator) -> None:
+        edges, weights = histogram(20, 9, rng)
+        near, far = torch.rand(20, generator=rng, dtype=DOUBLE) + 0.1, torch.rand(20, generator=rng, dtype=DOUBLE) + 3
+        found = median_distance(edges, weights, near, far, spacing)
+        s = spacing.s_from_t(found[:, None], near, far)
+        share = ((s - edges[:, :-1]) / edges.diff(dim=-1)).clamp(0, 1)
+        torch.testing.assert_close((weights * share).sum(-1), 0.5 * weights.sum(-1))
 
     def test_wrong_shapes_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"edges_t \[R, n \+ 1\], got \[2, 4\] and \[2, 4\]"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from PIL import Image as PillowImage
 from lightfold import render
 from lightfold.cameras import Camera, Lens
 from lightfold.errors import RunError
+from lightfold.methods.base import Image
 from lightfold.paths import orbit, template_camera
 from lightfold.pictures import colour_table
 from lightfold.render import (
@@ -87,11 +89,11 @@ def test_outputs_stand_side_by_side_or_in_files_of_their_own(info: SceneInfo, tm
     method, path = Sphere(info), orbit(info, 3)
     together = render_path(method, path, tmp_path / "all.mp4", outputs=OUTPUTS)  # type: ignore[arg-type]
     frames, _, _ = decoded(together.files[0])
-    assert frames[0].shape == (36, 4 * 48, 3)
-    middle = [frames[0][18, 24 + 48 * i].astype(int) for i in range(4)]
+    assert frames[0].shape == (36, len(OUTPUTS) * 48, 3)
+    middle = [frames[0][18, 24 + 48 * i].astype(int) for i in range(len(OUTPUTS))]
     assert np.abs(middle[0] - (RED * 255).numpy()).max() < 10
     assert np.abs(middle[1] - colour_table()[255]).max() < 30  # the nearest point of the sphere
-    assert middle[3].min() > 240
+    assert middle[-1].min() > 240
     apart = render_path(method, path, tmp_path / "b.mp4", outputs=("rgb", "alpha"), separate=True)  # type: ignore[arg-type]
     assert [file.name for file in apart.files] == ["b_rgb.mp4", "b_alpha.mp4"]
     assert all(len(decoded(file)[0]) == 3 for file in apart.files)
@@ -241,6 +243,26 @@ def test_depth_stills_are_in_capture_units_along_the_ray(info: SceneInfo, tmp_pa
     assert "beyond 0.65535 capture units" in far.notes[0]
 
 
+def test_median_depth_is_shown_and_where_there_is_none_the_mean_is(info: SceneInfo, tmp_path: Path) -> None:
+    class Farther(Sphere):
+        """Its median depth is one unit behind its mean."""
+
+        def render(self, camera: Camera, background: torch.Tensor | None = None, crop: object = None) -> Image:
+            image = super().render(camera, background)
+            return replace(image, median_depth=image.depth + 1.0)
+
+    camera, outputs = info.cameras[1], ("depth", "median_depth")
+    own = render_stills(Farther(info), camera, tmp_path / "own", outputs=outputs, depth_as="npy")  # type: ignore[arg-type]
+    mean, median = (np.load(file) for file in own.files)
+    seen = mean > 0
+    assert seen.any() and own.notes == ()
+    np.testing.assert_allclose(median[seen], mean[seen] + 1.0 / info.scene_from_capture.scale, rtol=1e-5)
+    assert not median[~seen].any()
+    lacking = render_stills(Sphere(info), camera, tmp_path / "lacking", outputs=outputs, depth_as="npy")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*(np.load(file) for file in lacking.files))
+    assert lacking.notes == ("The method gives no median depth; the mean is shown instead.",)
+
+
 def test_names_that_would_collide_are_numbered() -> None:
     assert unique_stems(["a/1.png", "b/1.png"]) == ["a_1", "b_1"]
     assert unique_stems(["a b.png", "a_b.png"]) == ["0000_a_b", "0001_a_b"]
@@ -283,4 +305,4 @@ def test_cameras_come_as_a_batch_a_single_one_or_a_list(info: SceneInfo) -> None
 def test_importing_render_does_not_import_the_video_library() -> None:
     code = "import sys, lightfold.render; sys.exit('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert render.OUTPUTS == ("rgb", "depth", "normal", "alpha")
+    assert render.OUTPUTS == ("rgb", "depth", "median_depth", "normal", "alpha")

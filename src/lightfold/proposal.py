@@ -127,6 +127,17 @@ def weights_from_density(density: Tensor, edges_t: Tensor, opaque_last: bool = F
 
 
 @torch.no_grad()
+def median_distance(edges_s: Tensor, weights: Tensor, near: Tensor, far: Tensor, spacing: Spacing) -> Tensor:
+    """Distances [R] before which half of what rays see lies, from edges [R, n + 1] in s and weights [R, n].
+
+    Weight is taken as evenly spread over an interval in s: in t, half of the last one may be hundreds of units long.
+    For a ray without weight, the distance is that of its middle in s.
+    """
+    half = weights.new_full((len(weights), 1), 0.5)
+    return spacing.t_from_s(inverse_cdf(edges_s, weights, half), near, far)[:, 0]
+
+
+@torch.no_grad()
 def resample(
     edges_s: Tensor,
     weights: Tensor,

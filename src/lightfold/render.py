@@ -1,7 +1,8 @@
 """Videos and stills from a method and a list of cameras.
 
-Everything that can be shown of a picture has a name in `OUTPUTS`: its colour, depth, surface normal and opacity.
-Frames are written as they are rendered and files appear under their final names only when they are whole.
+Everything that can be shown of a picture has a name in `OUTPUTS`: its colour, its depth (mean or median), surface
+normal and opacity. Frames are written as they are rendered and files appear under their final names only when they are
+whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from .distributed import World
     from .methods.base import Image, Method
 
-OUTPUTS = ("rgb", "depth", "normal", "alpha")
+OUTPUTS = ("rgb", "depth", "median_depth", "normal", "alpha")
+DEPTHS = {"depth", "median_depth"}
 PREVIEW_SIDE = 96
 PREVIEW_FRAMES = 6
 
@@ -87,7 +89,7 @@ def render_path(
     sizes = {(camera.width, camera.height) for camera in frames}
     if len(sizes) > 1:
         raise ValueError(f"cameras: expected one size for a video, got {sorted(sizes)}")
-    limits = path_depth_range(method, frames) if "depth" in outputs else None
+    limits = path_depth_range(method, frames) if DEPTHS.intersection(outputs) else None
     targets = [out.with_name(f"{out.stem}_{name}.mp4") for name in outputs] if separate else [out]
     tags = viewing.tags(frames[0]) if separate or len(outputs) == 1 else None
     writes = world is None or world.is_first
@@ -154,7 +156,8 @@ def render_stills(
     if names is not None and len(names) != len(frames):
         raise ValueError(f"names: expected {len(frames)}, one per camera, got {len(names)}")
     stems = [f"{i:04d}" for i in range(len(frames))] if names is None else unique_stems(names)
-    limits = path_depth_range(method, frames) if "depth" in outputs and depth_as == "colour" else None
+    coloured = depth_as == "colour" and bool(DEPTHS.intersection(outputs))
+    limits = path_depth_range(method, frames) if coloured else None
     capture_per_scene = 1.0 / method.info.scene_from_capture.scale
     files = [folder / f"{stem}_{name}{_suffix(name, suffix, depth_as, hdr)}" for stem in stems for name in outputs]
     notes: list[str] = []
@@ -165,9 +168,12 @@ def render_stills(
         camera = frames[i]
         seen = eyes(method, camera, viewing, background)
         for name, file in zip(outputs, files[i * len(outputs) : (i + 1) * len(outputs)], strict=True):
-            if name == "depth" and depth_as != "colour":
-                # Where most of the ray went through, an expected depth means nothing; 0 says so.
-                depths = [torch.where(image.alpha > 0.5, image.depth, 0.0) * capture_per_scene for image, _ in seen]
+            if name in DEPTHS and depth_as != "colour":
+                # Where most of the ray went through, a depth means nothing; 0 says so.
+                depths = [
+                    torch.where(image.alpha > 0.5, depth_of(image, name, notes), 0.0) * capture_per_scene
+                    for image, _ in seen
+                ]
                 depth = torch.from_numpy(viewing.packed([depth.numpy() for depth in depths]))
                 saturated += pictures.save_depth(file, depth, depth_unit)
             elif name == "rgb" and hdr:
@@ -188,7 +194,7 @@ def render_stills(
 
 def _suffix(output: str, suffix: str, depth_as: str, hdr: bool) -> str:
     """How the file of an output ends."""
-    if output == "depth" and depth_as != "colour":
+    if output in DEPTHS and depth_as != "colour":
         return ".npy" if depth_as == "npy" else ".png"
     return ".exr" if output == "rgb" and hdr else suffix
 
@@ -232,8 +238,8 @@ def shown_output(
     """One of `OUTPUTS` as colours [H, W, 3] uint8. Normals are in world axes, from depth if the method has none."""
     if name == "rgb":
         return pictures.to_uint8(image.rgb)
-    if name == "depth":
-        return pictures.depth_colours(image.depth, image.alpha, limits)
+    if name in DEPTHS:
+        return pictures.depth_colours(depth_of(image, name, notes), image.alpha, limits)
     if name == "alpha":
         return pictures.alpha_colours(image.alpha)
     if name != "normal":
@@ -241,10 +247,23 @@ def shown_output(
     normal = image.normal
     if normal is None:
         normal = normals_from_depth(camera, image.depth, image.alpha)
-        sentence = "The method gives no normals; those shown are the slopes of its depth."
-        if notes is not None and sentence not in notes:
-            notes.append(sentence)
+        _tell(notes, "The method gives no normals; those shown are the slopes of its depth.")
     return pictures.normal_colours(normal, image.alpha)
+
+
+def depth_of(image: Image, name: str, notes: list[str] | None = None) -> Tensor:
+    """The one of `DEPTHS` [H, W]: the mean, or the median if the method has one."""
+    if name == "depth":
+        return image.depth
+    if image.median_depth is None:
+        _tell(notes, "The method gives no median depth; the mean is shown instead.")
+        return image.depth
+    return image.median_depth
+
+
+def _tell(notes: list[str] | None, sentence: str) -> None:
+    if notes is not None and sentence not in notes:
+        notes.append(sentence)
 
 
 def normals_from_depth(camera: Camera, depth: Tensor, alpha: Tensor) -> Tensor:

@@ -123,17 +123,10 @@ def _by_columns(method: Method, camera: Camera, offset: float, columns: range, b
         )
         parts.append(method.render(beside(line, offset), background))
 
-    def joined(pictures: Sequence[Tensor]) -> Tensor:
-        found = torch.cat(list(pictures), dim=1)
+    def joined(planes: list[Tensor]) -> Tensor:
+        found = torch.cat(planes, dim=1)
         whole = found.new_zeros(height, width, *found.shape[2:])
         whole[:, columns.start : columns.stop] = found
         return whole
 
-    return Image(
-        rgb=joined([part.rgb for part in parts]),
-        alpha=joined([part.alpha for part in parts]),
-        depth=joined([part.depth for part in parts]),
-        normal=joined([part.normal for part in parts if part.normal is not None])
-        if all(part.normal is not None for part in parts)
-        else None,
-    )
+    return Image.merged(parts, joined)

@@ -280,6 +280,7 @@ class TestFaultsOfThePort:
         together, alone = model.trace(rays), model.trace(rays[5:6])
         torch.testing.assert_close(alone.rgb, together.rgb[5:6])
         torch.testing.assert_close(alone.depth, together.depth[5:6])
+        torch.testing.assert_close(alone.median, together.median[5:6])
 
     def test_05_covariance_is_contracted_about_the_true_mean(self) -> None:
         """From far off the centre, even the start of a ray is squeezed; without the origin it would not be."""
@@ -669,6 +670,8 @@ class TestLearning:
         psnr = -10 * math.log10(float((image.rgb.reshape(-1, 3) - colour).square().mean()))
         assert psnr > 24.0, f"PSNR {psnr:.2f} dB, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
         assert 0.9 < float((image.depth.reshape(-1) / distance).median()) < 1.3
+        assert image.median_depth is not None
+        assert 0.9 < float((image.median_depth.reshape(-1) / distance).median()) < 1.1
 
     def test_ten_times_the_learning_rate_stays_finite(self) -> None:
         model, losses = train(PaintedBall(bounded=False), replace(TINY, steps=60, lr=2e-2, warm_up=0))

@@ -107,6 +107,13 @@ class TestCompositing:
         seen = composite(wall, colour.expand(1, 3, 3), torch.tensor([[1.0, 2.5, 4.0]]))
         torch.testing.assert_close(seen.over(torch.ones(3)), colour[None])
         torch.testing.assert_close(seen.depth, torch.tensor([2.5]))
+        torch.testing.assert_close(seen.median, torch.tensor([2.5]))
+
+    def test_median_is_where_half_is_seen(self) -> None:
+        weights, distance = torch.tensor([[0.1, 0.1, 0.6], [0.4, 0.1, 0.0]]), torch.tensor([[1.0, 2.0, 9.0]])
+        seen = composite(weights, torch.rand(2, 3, 3), distance.expand(2, 3))
+        torch.testing.assert_close(seen.median, torch.tensor([9.0, 1.0]))
+        torch.testing.assert_close(seen.depth, torch.tensor([5.7 / 0.8, 0.6 / 0.5]))
 
     def test_background_enters_once(self) -> None:
         seen = composite(torch.tensor([[0.25, 0.0]]), torch.ones(1, 2, 3), torch.tensor([[1.0, 2.0]]))
@@ -117,6 +124,7 @@ class TestCompositing:
         weights = torch.zeros(2, 4, requires_grad=True)
         seen = composite(weights, torch.rand(2, 4, 3), torch.rand(2, 4))
         torch.testing.assert_close(seen.depth, torch.zeros(2))
+        torch.testing.assert_close(seen.median, torch.zeros(2))
         seen.rgb.sum().backward()
         assert weights.grad is not None and weights.grad.isfinite().all()
 

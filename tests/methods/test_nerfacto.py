@@ -112,6 +112,8 @@ class TestLearning:
         assert psnr > 26.0, f"held-out PSNR {psnr:.2f} dB, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
         image = model.render(ball.info.cameras[0])
         assert float(image.depth[14:18, 14:18].mean()) == pytest.approx(1.6, abs=0.12)
+        assert image.median_depth is not None
+        assert float(image.median_depth[14:18, 14:18].mean()) == pytest.approx(1.6, abs=0.1)
         assert image.alpha[16, 16] > 0.98 and image.alpha[0, 0] < 0.03
         assert isinstance(model, HasDensity)
         inside, outside, beyond = model.density_at(torch.tensor([[0.0, 0, 0.97], [0.9, 0.9, 0.9], [5.0, 0, 0]]))

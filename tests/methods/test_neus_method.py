@@ -279,6 +279,8 @@ class TestLearning:
         camera = ball.info.cameras[0]
         image = model.render(camera)
         assert float(image.depth[14:18, 14:18].mean()) == pytest.approx(1.6, abs=0.1)
+        assert image.median_depth is not None
+        assert float(image.median_depth[14:18, 14:18].mean()) == pytest.approx(1.6, abs=0.1)
         assert image.alpha[16, 16] > 0.95 and image.alpha[0, 0] < 0.05
         assert image.normal is not None
         towards = torch.nn.functional.normalize(camera.center.float(), dim=0)
@@ -290,7 +292,11 @@ class TestLearning:
         train(model, sky, range(150))
         assert (psnr := held_out_psnr(model, sky)) > 24.0, f"held-out PSNR {psnr:.2f} dB"
         assert float(radii(model).mean()) == pytest.approx(1.0, abs=0.05)
-        assert model.render(sky.info.cameras[0]).alpha.min() > 0.99
+        image = model.render(sky.info.cameras[0])
+        assert image.alpha.min() > 0.99 and image.median_depth is not None
+        # In the middle of the picture is the ball; in its corners the median is found in the background's samples.
+        assert float(image.median_depth[15:17, 15:17].mean()) == pytest.approx(1.6, abs=0.3)
+        assert float(image.median_depth[0, 0]) > 2.0
 
     def test_resumes_anywhere(self, ball: PaintedBall) -> None:
         straight = model_of(ball)

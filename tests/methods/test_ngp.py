@@ -71,6 +71,8 @@ class TestLearning:
         image = model.render(ball.info.cameras[0])
         middle = image.depth[14:18, 14:18].mean()
         assert float(middle) == pytest.approx(1.6, abs=0.12)
+        assert image.median_depth is not None
+        assert float(image.median_depth[14:18, 14:18].mean()) == pytest.approx(1.6, abs=0.1)
         assert image.alpha[16, 16] > 0.99 and image.alpha[0, 0] < 0.02
 
     def test_learns_a_ball_under_a_sky(self, sky: PaintedBall) -> None:

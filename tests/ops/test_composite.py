@@ -11,7 +11,7 @@ from kernel_checks import DTYPES, SIZES, assert_near, assert_twins, threads
 from torch import Tensor
 
 from lightfold import ops
-from lightfold.ops import composite
+from lightfold.ops import composite, distance_at
 
 
 def packed(rays: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
@@ -143,3 +143,38 @@ class TestArguments:
         with pytest.raises(RuntimeError, match="second"):
             (slope,) = torch.autograd.grad(out.opacity.sum(), sigma, create_graph=True)
             (out.opacity.sum() + slope.square().sum()).backward()
+
+
+class TestDistanceAt:
+    def test_equals_walking_along_each_ray(self, rng: torch.Generator) -> None:
+        counts = [0, 5, 0, 1, 40, 7, 0]
+        offset = torch.tensor([0, *counts]).cumsum(0)
+        weight = torch.rand(sum(counts), generator=rng, dtype=torch.float64)
+        weight[::3] = 0.0
+        t0 = torch.rand(sum(counts), generator=rng, dtype=torch.float64).cumsum(0)
+        t1 = t0 + 0.01
+        share = torch.rand(len(counts), generator=rng, dtype=torch.float64)
+        total = torch.stack([weight[a:b].sum() for a, b in zip(offset, offset[1:], strict=False)])
+        found = distance_at(share * total, weight, t0, t1, offset)
+        for ray, (begin, end) in enumerate(zip(offset.tolist(), offset[1:].tolist(), strict=False)):
+            left, expected = float(share[ray] * total[ray]), 0.0
+            for i in range(begin, end):
+                if left <= float(weight[i]):
+                    expected = float(t0[i]) + 0.01 * left / float(weight[i])
+                    break
+                left -= float(weight[i])
+            assert float(found[ray]) == pytest.approx(expected, abs=1e-12)
+
+    def test_of_two_surfaces_the_median_is_one_of_them(self) -> None:
+        t0, offset = torch.tensor([1.0, 5.0]), torch.tensor([0, 2])
+        for first in (0.2, 0.7):
+            weight = torch.tensor([first, 0.9 - first])
+            median = distance_at(torch.tensor([0.45]), weight, t0, t0 + 0.1, offset)
+            assert float((median - t0[int(first < 0.45)]).abs()) < 0.1 < float((median - 3.0).abs())
+
+    def test_nothing_to_see(self) -> None:
+        nothing, no_sample = torch.zeros(3), torch.zeros(0)
+        offset = torch.zeros(4, dtype=torch.int64)
+        assert distance_at(nothing, no_sample, no_sample, no_sample, offset).tolist() == [0.0, 0.0, 0.0]
+        offset = torch.tensor([0, 2, 2, 2])
+        assert distance_at(nothing, torch.zeros(2), torch.ones(2), torch.ones(2), offset).tolist() == [0.0, 0.0, 0.0]

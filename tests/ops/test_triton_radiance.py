@@ -111,7 +111,7 @@ def test_pictures_equal_the_native_ones(unbounded: bool, monkeypatch: pytest.Mon
     native = render_rays(field_of(torch.float32, unbounded), tracing, *rays_of(40, torch.float32), seed=5)
     with kernels():
         ours = render_rays(moved(field_of(torch.float32, unbounded)), there(tracing), *batch(40, torch.float32), seed=5)
-    for name in ("rgb", "opacity", "depth"):
+    for name in ("rgb", "opacity", "depth", "median"):
         assert_near(getattr(ours, name).cpu(), getattr(native, name), name, 3)
     assert (int(ours.evaluated), int(ours.kept)) == (native.evaluated, native.kept)
     assert not ours.rgb.requires_grad

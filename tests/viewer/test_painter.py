@@ -10,6 +10,7 @@ from torch import Tensor
 from lightfold.cameras import Camera, Lens
 from lightfold.geometry import invert, look_at
 from lightfold.methods.base import Image
+from lightfold.render import shown_output
 from lightfold.viewer.painter import Look, Painter, offsets, seen_from_same_place, sublattice
 
 
@@ -18,7 +19,8 @@ def wall(camera: Camera, look: Look | None = None) -> Image:
     rays = camera.rays(camera.pixel_grid())
     shape = (camera.height, camera.width)
     rgb = (0.5 + 0.5 * torch.sin(7 * rays.direction)).reshape(*shape, 3)
-    return Image(rgb, torch.ones(shape), torch.full(shape, 2.0))
+    along = rays.direction[:, 0].reshape(shape)
+    return Image(rgb, torch.ones(shape), 2.0 + along, median_depth=3.0 + along)
 
 
 def pose() -> Tensor:
@@ -65,6 +67,18 @@ def test_a_resting_camera_gets_the_exact_picture(rate: float) -> None:
     assert np.abs(shown[-1].astype(int) - expected.astype(int)).max() <= 1
     sizes = [picture.shape[0] * picture.shape[1] for picture in shown]
     assert sizes == sorted(sizes) and max(shown[0].shape) >= 48
+
+
+@pytest.mark.parametrize("output", ["depth", "median_depth"])
+def test_depths_are_painted_like_colours(output: str) -> None:
+    painter, limits = Painter(wall, rate=4e4), (1.0, 4.0)
+    painter.want(look(outputs=(output,), depth_limits=limits))
+    pictures = []
+    while painter.waiting:
+        pictures.append(painter.paint())
+    camera = look().camera()
+    last = [picture for picture in pictures if picture is not None][-1]
+    np.testing.assert_array_equal(last, shown_output(wall(camera), camera, output, limits))
 
 
 def test_no_pixel_is_rendered_twice_while_refining() -> None:

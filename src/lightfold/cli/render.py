@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..stereo import Viewing
 
 FPS = 24.0
-OUTPUTS = ("rgb", "depth", "normal", "alpha")
+OUTPUTS = ("rgb", "depth", "median_depth", "normal", "alpha")
 VIEWS = ("held-out", "train")
 PANORAMAS = {"equirectangular": (2048, 1024), "vr180": (1024, 1024)}
 """Lenses that see all round, or half of it, and the size of one eye's picture."""
@@ -44,7 +44,7 @@ class RenderArguments:
     """Where the camera goes: auto, orbit, spiral, interpolate, held-out, train, or a camera-path file."""
     out: Path | None = None
     """The video (.mp4), or the folder of the stills. None: in the run's folder renders."""
-    outputs: tuple[Literal["rgb", "depth", "normal", "alpha"], ...] = ("rgb",)
+    outputs: tuple[Literal["rgb", "depth", "median_depth", "normal", "alpha"], ...] = ("rgb",)
     """What to show, side by side in a video."""
     stills: bool = False
     """Pictures instead of a video. The paths held-out and train always give pictures."""

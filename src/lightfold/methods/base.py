@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
@@ -92,18 +92,28 @@ class Image:
 
     rgb [H, W, 3] sRGB in [0, 1], composited over the background that was asked for; alpha [H, W] opacity in [0, 1];
     depth [H, W] expected distance along the ray in scene units, 0 where nothing was hit; normal [H, W, 3] unit, in
-    world axes, 0 where unknown.
+    world axes, 0 where unknown; median_depth [H, W] distance before which half of what the ray sees lies, else as
+    depth.
     """
 
     rgb: Tensor
     alpha: Tensor
     depth: Tensor
     normal: Tensor | None = None
+    median_depth: Tensor | None = None
 
     def to(self, device: torch.device) -> Image:
         """On another device."""
-        normal = None if self.normal is None else self.normal.to(device)
-        return Image(self.rgb.to(device), self.alpha.to(device), self.depth.to(device), normal)
+        return Image.merged([self], lambda planes: planes[0].to(device))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Image], merge: Callable[[list[Tensor]], Tensor]) -> Image:
+        """The picture whose every plane `merge` makes of that of the parts; a plane that one of them lacks is None."""
+        merged: dict[str, Any] = {}
+        for field in fields(cls):
+            planes = [getattr(part, field.name) for part in parts]
+            merged[field.name] = None if any(plane is None for plane in planes) else merge(planes)
+        return cls(**merged)
 
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

@@ -36,7 +36,7 @@ from ..cameras import Camera
 from ..errors import ConfigError
 from ..losses import charbonnier, distortion, interlevel, mse
 from ..optim import Adam, Group, constant, exponential_after, warm_up
-from ..proposal import resample, weights_from_density
+from ..proposal import median_distance, resample, weights_from_density
 from ..rays import Box, Rays
 from ..spaces import space_of
 from .base import Image, Method, asked, picture
@@ -302,6 +302,8 @@ class Traced:
     """[R] opacity: the sum of the weights."""
     depth: Tensor
     """[R] expected distance along the ray in scene units; 0 where alpha is 0."""
+    median: Tensor
+    """[R] distance along the ray before which half of the weights lie; 0 where alpha is 0."""
     levels: tuple[tuple[Tensor, Tensor], ...]
     """(edges in s [M, n + 1], weights [M, n]) of each round of the proposal, then of the field."""
 
@@ -433,8 +435,11 @@ class MipNeRF360(Method):
         middle = self.space.spacing.t_from_s(0.5 * (edges[:, 1:] + edges[:, :-1]), straight.near, straight.far)
         depth = (weights * self.space.distance(rays, middle)).sum(dim=-1)
         depth = depth / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
+        halfway = median_distance(edges, weights, straight.near, straight.far, self.space.spacing)
+        median = torch.where(alpha > 0, self.space.distance(rays, halfway[:, None])[:, 0], 0.0)
         colour = (weights[..., None] * rgb).sum(dim=-2)
-        return Traced(_scatter(colour, hit), _scatter(alpha, hit), _scatter(depth, hit), tuple(levels))
+        colour, alpha, depth, median = (_scatter(part, hit) for part in (colour, alpha, depth, median))
+        return Traced(colour, alpha, depth, median, tuple(levels))
 
     def encode(self, rays: Rays, t: Tensor) -> Tensor:
         """Features [R, n, 2 D octaves] of the intervals between t [R, n + 1] of straight rays."""
@@ -486,10 +491,11 @@ class MipNeRF360(Method):
                 enter, leave = crop.span(rays.origin, rays.direction)
                 rays = replace(rays, near=torch.maximum(rays.near, enter), far=torch.minimum(rays.far, leave))
             seen = self.trace(rays, cropped=crop is not None)
-            parts.append((seen.over(background), seen.alpha, seen.depth))
-        rgb, alpha, depth = (torch.cat(part) for part in zip(*parts, strict=True))
-        size = (camera.height, camera.width)
-        return Image(rgb.clamp(0.0, 1.0).reshape(*size, 3), alpha.clamp(0.0, 1.0).reshape(size), depth.reshape(size))
+            parts.append((seen.over(background), seen.alpha, seen.depth, seen.median))
+        rgb, *others = (torch.cat(part) for part in zip(*parts, strict=True))
+        alpha, depth, median = (part.reshape(camera.height, camera.width) for part in others)
+        rgb = rgb.clamp(0.0, 1.0).reshape(camera.height, camera.width, 3)
+        return Image(rgb, alpha.clamp(0.0, 1.0), depth, median_depth=median)
 
 
 def _scatter(values: Tensor, hit: Tensor) -> Tensor:

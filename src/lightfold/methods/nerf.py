@@ -187,6 +187,8 @@ class Traced:
     """[R] opacity: the sum of the weights."""
     depth: Tensor
     """[R] expected distance along the ray in scene units; 0 where alpha is 0."""
+    median: Tensor
+    """[R] distance before which half of the weights lie; 0 where alpha is 0."""
 
     def over(self, background: Tensor) -> Tensor:
         """Colours [R, 3] in front of a background [3] or [R, 3]. The only place where a background enters."""
@@ -197,16 +199,18 @@ class Traced:
         wide = [torch.zeros(len(hit), *part.shape[1:], dtype=part.dtype, device=part.device) for part in self.parts()]
         return Traced(*(w.index_put((hit,), part) for w, part in zip(wide, self.parts(), strict=True)))
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.rgb, self.alpha, self.depth
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.rgb, self.alpha, self.depth, self.median
 
 
 def composite(weights: Tensor, rgb: Tensor, distance: Tensor) -> Traced:
-    """Weights [R, N], colours [R, N, 3] and distances along the ray [R, N] -> what each ray sees."""
+    """Weights [R, N], colours [R, N, 3] and distances along the ray [R, N], increasing -> what each ray sees."""
     alpha = weights.sum(dim=-1)
     # Dividing by an alpha of exactly 0 would give NaN; depth there is 0 by definition, and so is the sum above it.
     depth = (weights * distance).sum(dim=-1) / alpha.clamp(min=torch.finfo(alpha.dtype).tiny)
-    return Traced((weights[..., None] * rgb).sum(dim=-2), alpha, depth)
+    half = weights.detach().cumsum(dim=-1) >= 0.5 * alpha[:, None]
+    median = distance.gather(1, half.byte().argmax(dim=-1, keepdim=True))[:, 0]
+    return Traced((weights[..., None] * rgb).sum(dim=-2), alpha, depth, torch.where(alpha > 0, median, 0.0))
 
 
 ENDLESS = 1e10
@@ -293,7 +297,7 @@ class NeRF(Method):
     @picture
     def render(self, camera: Camera, background: Tensor | None = None, crop: Box | None = None) -> Image:
         background = self.background if background is None else background.to(self.background)
-        rgb, alpha, depth = [], [], []
+        rgb, alpha, depth, median = [], [], [], []
         for xy in torch.split(camera.pixel_grid(), self.chunk(self.config.chunk)):
             rays = camera.rays(xy).to(self.background.dtype).to(self.device)
             if crop is not None:
@@ -303,9 +307,11 @@ class NeRF(Method):
             rgb.append(fine.over(background))
             alpha.append(fine.alpha)
             depth.append(fine.depth)
+            median.append(fine.median)
         size = (camera.height, camera.width)
         return Image(
             rgb=torch.cat(rgb).clamp(0.0, 1.0).reshape(*size, 3),
             alpha=torch.cat(alpha).clamp(0.0, 1.0).reshape(size),
             depth=torch.cat(depth).reshape(size),
+            median_depth=torch.cat(median).reshape(size),
         )

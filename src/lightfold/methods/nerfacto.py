@@ -44,7 +44,7 @@ from ..losses import distortion, interlevel, mse
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..ops.radiance import to_unit
 from ..optim import Adam, Group, exponential_after
-from ..proposal import Spacing, resample, weights_from_density
+from ..proposal import Spacing, median_distance, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
 from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
@@ -466,7 +466,7 @@ class Nerfacto(Method):
         colour = torch.tensor(info.background or (0.0, 0.0, 0.0)) if background is None else background.float()
         colour = colour.to(device)
         rgb = colour.expand(height * width, 3).contiguous()
-        alpha, depth = rgb.new_zeros(height * width), rgb.new_zeros(height * width)
+        alpha, depth, median = (rgb.new_zeros(height * width) for _ in range(3))
         normal = torch.zeros_like(rgb) if self.config.normals else None
         code = self.novel_code() if code is None else code.to(device)
         near, far = torch.tensor(info.near_for(camera)), torch.tensor(info.far)
@@ -476,6 +476,8 @@ class Nerfacto(Method):
             rgb[place] += seen.rgb - seen.alpha[:, None] * colour
             alpha[place] = seen.alpha
             depth[place] = torch.where(seen.alpha > 1e-3, seen.depth / seen.alpha.clamp(min=1e-3), 0.0)
+            halfway = median_distance(*seen.levels[-1], bounded.near, bounded.far, self.spacing)
+            median[place] = torch.where(seen.alpha > 1e-3, halfway, 0.0)
             if normal is not None and seen.normal is not None:
                 normal[place] = torch.where(seen.alpha[:, None] > 1e-3, F.normalize(seen.normal, dim=1), 0.0)
         shape = (height, width)
@@ -484,6 +486,7 @@ class Nerfacto(Method):
             alpha.clamp(0, 1).view(shape),
             depth.view(shape),
             None if normal is None else normal.view(*shape, 3),
+            median.view(shape),
         )
 
     @asked

@@ -57,7 +57,7 @@ from ..geometry import contract_cube
 from ..ops import HashGrid
 from ..ops.march import cell_centres, pack_bits
 from ..optim import Adam, Group, exponential_after, warm_up
-from ..rays import Box
+from ..rays import Box, Samples
 from .base import Image, Method, asked, check_ranges, picture, ray_chunks
 
 if TYPE_CHECKING:
@@ -447,8 +447,9 @@ class Background(nn.Module):
 
     def forward(
         self, origin: Tensor, direction: Tensor, start: Tensor, end: Tensor, opaque: bool, rng: Generator | None
-    ) -> ops.Composite:
-        """What rays see between two distances [R]. `opaque`: whatever light is left ends in the last interval."""
+    ) -> tuple[ops.Composite, Samples]:
+        """What rays see between two distances [R], and where. `opaque`: whatever light is left ends in the last
+        interval."""
         rays, n, device = len(origin), self.samples, origin.device
         jitter = torch.rand(rays, n + 1, generator=rng) if rng is not None else torch.full((rays, n + 1), 0.5)
         s = devices.sent((torch.arange(n + 1) + jitter - 0.5).clamp(0, n) / n, device)
@@ -465,8 +466,8 @@ class Background(nn.Module):
         density = softplus(features[:, 0] + 1.0).reshape(rays, n) / (1.0 + middle)
         if opaque:
             density = torch.where(torch.arange(n, device=device) == n - 1, 1e3 / (t1 - t0), density)
-        flat = [x.reshape(-1) for x in (density, t0, t1)]
-        return ops.composite(flat[0], rgb, flat[1], flat[2], torch.arange(rays + 1, device=device) * n)
+        samples = Samples(t0.reshape(-1), t1.reshape(-1), ray, torch.arange(rays + 1, device=device) * n)
+        return ops.composite(density.reshape(-1), rgb, samples.t0, samples.t1, samples.offset), samples
 
 
 # ---------------------------------------------------------------------------------------------------- where samples lie
@@ -559,6 +560,22 @@ class Traced(NamedTuple):
     sampled: Sampled
     slopes: Tensor
     """[S + P, 3] gradients of the distance at the samples, and at points that were asked for beside them."""
+
+
+class Behind(NamedTuple):
+    """What R rays see beyond the cube."""
+
+    colour: Tensor
+    """[R, 3], premultiplied by opacity."""
+    opacity: Tensor
+    """[R]"""
+    depth: Tensor
+    """[R], not divided by opacity."""
+    thin: Tensor
+    """[T] int64, the rays that the object leaves any light to, which alone see something there."""
+    weight: Tensor
+    """[S], of those rays' samples."""
+    samples: Samples
 
 
 class NeuS(Method):
@@ -678,7 +695,7 @@ class NeuS(Method):
             behind = devices.sent(torch.rand(len(rgb), 3, generator=rng), self.device)
             truth = torch.lerp(behind, rgb, alpha[:, None])
         else:
-            behind, truth = self._beyond(origin, direction, near, far, traced.opacity, True, rng)[0], rgb
+            behind, truth = self._beyond(origin, direction, near, far, traced.opacity, True, rng).colour, rgb
         error = traced.colour + (1.0 - traced.opacity)[:, None] * behind - truth
         terms = {"colour": _mean(error.abs())}
         terms["eikonal"] = c.eikonal * _mean((_length(traced.slopes) - 1.0).square())
@@ -750,15 +767,16 @@ class NeuS(Method):
         opacity: Tensor,
         opaque: bool,
         rng: Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour [R, 3], opacity [R] and depth [R] behind the object where it lets any light through; 0 elsewhere."""
+    ) -> Behind:
+        """What is seen behind the object where it lets any light through; 0 elsewhere."""
         assert self.background is not None
         start = torch.maximum(leaving_cube(origin, direction), near)
         thin = ((opacity < 1.0 - 1e-3) & (start < far)).nonzero()[:, 0]
-        seen = self.background(origin[thin], direction[thin], start[thin], far[thin], opaque, rng)
+        seen, samples = self.background(origin[thin], direction[thin], start[thin], far[thin], opaque, rng)
         blank = origin.new_zeros(len(origin))
         colour = torch.zeros_like(origin).index_put((thin,), seen.colour)
-        return colour, blank.index_put((thin,), seen.opacity), blank.index_put((thin,), seen.depth)
+        opacity, depth = blank.index_put((thin,), seen.opacity), blank.index_put((thin,), seen.depth)
+        return Behind(colour, opacity, depth, thin, seen.weight, samples)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -770,7 +788,7 @@ class NeuS(Method):
         plain = torch.zeros(3) if self.info.background is None else torch.tensor(self.info.background)
         plain = (plain if background is None else background.float()).to(self.device)
         rgb, normal = plain.expand(size, 3).clone(), plain.new_zeros(size, 3)
-        alpha, depth = plain.new_zeros(size), plain.new_zeros(size)
+        alpha, depth, median = (plain.new_zeros(size) for _ in range(3))
         lowest = self.info.near_for(camera)
         for part, origin, direction in ray_chunks(camera, self.chunk(4096), self.device):
             index = (origin + direction).isfinite().all(dim=1).nonzero()[:, 0] + part.start
@@ -781,20 +799,29 @@ class NeuS(Method):
                 near, far = torch.maximum(near, enter), torch.minimum(far, leave)
             seen = self.trace(origin, direction, near, far, seed=0, train=False)
             through, opacity, distance = 1.0 - seen.opacity, seen.opacity, seen.depth
-            colour = seen.colour
-            if self.background is not None:
+            colour, ends = seen.colour, seen.at.start + seen.at.length
+            if self.background is None:
+                halfway = ops.distance_at(0.5 * opacity, seen.weight, seen.at.start, ends, seen.at.offset)
+            else:
                 behind = self._beyond(origin, direction, near, far, opacity, crop is None, None)
-                colour = colour + through[:, None] * behind[0]
-                opacity, distance = opacity + through * behind[1], distance + through * behind[2]
+                colour = colour + through[:, None] * behind.colour
+                opacity, distance = opacity + through * behind.opacity, distance + through * behind.depth
+                halfway = ops.distance_at(0.5 * opacity, seen.weight, seen.at.start, ends, seen.at.offset)
+                # Where the object is thinner than that, what lacks is found behind it.
+                thin, samples = behind.thin, behind.samples
+                lacking = (0.5 * opacity - seen.opacity)[thin] / through[thin]
+                farther = ops.distance_at(lacking.clamp(min=0.0), behind.weight, samples.t0, samples.t1, samples.offset)
+                halfway[thin] = torch.where(lacking > 0, farther, halfway[thin])
             rgb[index] = colour + (1.0 - opacity)[:, None] * plain
             alpha[index] = opacity
             depth[index] = torch.where(opacity > 1e-3, distance / opacity.clamp(min=1e-3), 0.0)
+            median[index] = torch.where(opacity > 1e-3, halfway, 0.0)
             summed = torch.zeros_like(origin)
             summed.index_add_(0, seen.at.ray, seen.weight[:, None] * seen.sampled.gradient)
             normal[index] = torch.where(seen.opacity[:, None] > 1e-3, summed / _length(summed)[:, None], 0.0)
         shape = (camera.height, camera.width)
         rgb, normal = rgb.clamp(0.0, 1.0).view(*shape, 3), normal.view(*shape, 3)
-        return Image(rgb, alpha.clamp(0.0, 1.0).view(shape), depth.view(shape), normal)
+        return Image(rgb, alpha.clamp(0.0, 1.0).view(shape), depth.view(shape), normal, median.view(shape))
 
     @asked
     @ops.own_threads()

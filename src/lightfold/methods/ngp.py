@@ -302,7 +302,8 @@ class NGP(Method):
         if background is None and self.info.background is not None:
             colour = torch.tensor(self.info.background)
         colour, size = colour.to(device), height * width
-        rgb, alpha, depth = (torch.empty(shape, device=device) for shape in ((size, 3), (size,), (size,)))
+        rgb = torch.empty(size, 3, device=device)
+        alpha, depth, median = (torch.empty(size, device=device) for _ in range(3))
         field, tracing = self.field(), self.rendering_tracing()
         near = self.info.near_for(camera)
         for part, origin, direction in ray_chunks(camera, self.chunk(1 << 16), device):
@@ -315,8 +316,10 @@ class NGP(Method):
                 seen = ops.render_rays(field, tracing, origin, direction, begin, end, colour.expand(n, 3).contiguous())
             rgb[part], alpha[part] = seen.rgb.clamp(0, 1), seen.opacity
             depth[part] = torch.where(seen.opacity > 1e-3, seen.depth / seen.opacity.clamp(min=1e-3), 0)
+            assert seen.median is not None
+            median[part] = torch.where(seen.opacity > 1e-3, seen.median, 0)
         shape = (height, width)
-        return Image(rgb.view(*shape, 3), alpha.view(shape), depth.view(shape))
+        return Image(rgb.view(*shape, 3), alpha.view(shape), depth.view(shape), median_depth=median.view(shape))
 
     @property
     def cell(self) -> float:

@@ -44,7 +44,7 @@ from ..geometry import contract_cube_isotropic
 from ..losses import charbonnier, distortion, mse, spline_interlevel
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..optim import Adam, Group, exponential_after, warm_up
-from ..proposal import Spacing, power, resample, weights_from_density
+from ..proposal import Spacing, median_distance, power, resample, weights_from_density
 from ..rays import Box, Rays
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
 from ..spaces import BOX, Bounded, Unbounded
@@ -572,10 +572,13 @@ class ZipNeRF(Method):
             hit, bounded = self.bound(rays, crop)
             seen = self.trace(bounded, code, None)
             depth = torch.where(seen.alpha > 1e-3, seen.depth / seen.alpha.clamp(min=1e-3), 0.0)
-            of_hit = torch.cat([seen.rgb - seen.alpha[:, None] * colour, seen.alpha[:, None], depth[:, None]], dim=1)
-            parts.append(of_hit.new_zeros(len(rays), 5).index_copy(0, hit, of_hit))
-        found = torch.cat(parts).view(camera.height, camera.width, 5)
-        return Image((found[..., :3] + colour).clamp(0, 1), found[..., 3].clamp(0, 1), found[..., 4])
+            halfway = median_distance(*seen.levels[-1], bounded.near, bounded.far, self.spacing)
+            median = torch.where(seen.alpha > 1e-3, halfway, 0.0)
+            of_hit = [*(seen.rgb - seen.alpha[:, None] * colour).unbind(1), seen.alpha, depth, median]
+            parts.append(rays.near.new_zeros(len(rays), 6).index_copy(0, hit, torch.stack(of_hit, dim=1)))
+        found = torch.cat(parts).view(camera.height, camera.width, 6)
+        rgb, (alpha, depth, median) = found[..., :3] + colour, found[..., 3:].unbind(-1)
+        return Image(rgb.clamp(0, 1), alpha.clamp(0, 1), depth, median_depth=median)
 
     @asked
     def density_at(self, points: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .adam import adam_
 from .backend import bfloat16_pays, native_info, own_threads, use
-from .composite import Composite, composite
+from .composite import Composite, composite, distance_at
 from .hash_encode import HashGrid, hash_encode, hash_gradient
 from .march import march
 from .mlp import mlp
@@ -23,6 +23,7 @@ __all__ = [
     "bfloat16_pays",
     "composite",
     "density_at",
+    "distance_at",
     "hash_encode",
     "hash_gradient",
     "march",

@@ -94,3 +94,31 @@ def composite_reference(sigma: Tensor, rgb: Tensor, t0: Tensor, t1: Tensor, offs
         zero = sigma.new_zeros(0)
         return Composite(sigma * 0, sigma.new_zeros(0, 3), zero, zero)
     return Composite(torch.cat(weights), torch.stack(colours), torch.stack(opacities), torch.stack(depths))
+
+
+@torch.no_grad()
+def distance_at(reached: Tensor, weight: Tensor, t0: Tensor, t1: Tensor, offset: Tensor) -> Tensor:
+    """Distances at which the weights of packed samples, summed along each ray, have reached so much.
+
+    Within a sample weight is taken as evenly spread. With half of the sum, it is the median distance: unlike the mean,
+    it does not fall between two surfaces where a pixel sees some of both.
+
+    Args:
+        reached: [R], at most the sum of the ray's weights.
+        weight, t0, t1: [S] weights, not negative, and the ends of the samples' intervals.
+        offset: [R + 1] int64; those of ray i are `offset[i]` up to `offset[i + 1]`, near to far.
+
+    Returns:
+        [R]; 0 for a ray without weight.
+    """
+    if len(weight) == 0:
+        return torch.zeros_like(reached)
+    # One sum over all rays, which increases, so that one search finds them all.
+    passed = torch.nn.functional.pad(weight.double().cumsum(0), (1, 0))
+    first, last = passed[offset[:-1]], passed[offset[1:]]
+    wanted = torch.minimum(first + reached, last)
+    found = torch.searchsorted(passed, wanted) - 1
+    found = found.clamp(min=0).maximum(offset[:-1]).minimum(offset[1:] - 1).clamp(min=0)
+    share = (wanted - passed[found]) / weight[found].double().clamp(min=torch.finfo(torch.float64).tiny)
+    distance = torch.lerp(t0[found], t1[found], share.clamp(0.0, 1.0).to(t0))
+    return torch.where(last > first, distance, 0.0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .backend import core, empty, gpu, half_type, in_pairs, kernel, refuse_second_order, route
-from .composite import composite_reference
+from .composite import composite_reference, distance_at
 from .hash_encode import HashGrid, hash_encode_reference
 from .march import check_bits, check_cells, check_rays, march_reference
 from .mlp import mlp_reference
@@ -124,9 +124,11 @@ class Tracing:
 
 
 class Picture(NamedTuple):
-    """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept.
+    """rgb [R, 3] over the background, opacity [R], depth [R] as sum of w t; samples evaluated and kept; median [R].
 
-    On a GPU the last two, and those of `Loss`, are tensors of one number: to turn them into numbers is to wait.
+    The median is the distance before which half of the weight of the samples that are shown lies, 0 where there are
+    none (see `distance_at`), and is not taken in training. On a GPU the numbers of samples, and those of `Loss`, are
+    tensors of one number: to turn them into numbers is to wait.
     """
 
     rgb: Tensor
@@ -134,6 +136,7 @@ class Picture(NamedTuple):
     depth: Tensor
     evaluated: int | Tensor
     kept: int | Tensor
+    median: Tensor | None = None
 
 
 class Loss(NamedTuple):
@@ -160,6 +163,7 @@ def _trace(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], seed: in
     count = origin.shape[0]
     tasks = -(-count // core().GROUP)
     rgb, opacity, depth = empty((count, 3), origin), empty((count,), origin), empty((count,), origin)
+    median = None if train[-1] else empty((count,), origin)
     counts = torch.zeros((2, max(tasks, 1)), dtype=torch.int64)
     kernel("trace", field.table, *rays, *field.density, *field.colour)(
         *field.arguments(),
@@ -177,12 +181,13 @@ def _trace(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], seed: in
         rgb.data_ptr(),
         opacity.data_ptr(),
         depth.data_ptr(),
+        0 if median is None else median.data_ptr(),
         counts[0].data_ptr(),
         counts[1].data_ptr(),
         *train,
     )
     evaluated, kept = counts.sum(dim=1).tolist()
-    return Picture(rgb, opacity, depth, evaluated, kept)
+    return Picture(rgb, opacity, depth, evaluated, kept, median)
 
 
 def render_rays(
@@ -203,9 +208,11 @@ def render_rays(
             return render_rays_reference(field, tracing, *rays, seed)
     if way == "triton":
         kernels = _gpu(field, tracing, rays)
-        out = empty(tuple(origin.shape), origin), empty(tuple(near.shape), origin), empty(tuple(near.shape), origin)
+        rgb, (opacity, depth, median) = empty(tuple(origin.shape), origin), (torch.empty_like(near) for _ in range(3))
         with torch.no_grad():
-            return Picture(*out, *kernels.render(field, tracing, rays, seed, half_type(origin), *out))
+            out = (rgb, opacity, depth, median)
+            evaluated, kept = kernels.render(field, tracing, rays, seed, half_type(origin), *out)
+            return Picture(rgb, opacity, depth, evaluated, kept, median)
     no_training: tuple[object, ...] = (0, 0, 1.0, 0.0, 0, 0, 0, 0, 0, [], [])
     return _trace(field, tracing, rays, seed, no_training)
 
@@ -443,11 +450,12 @@ def render_rays_reference(
     inputs = torch.cat([geometry, spherical_harmonics_reference(direction)[ray]], dim=1)
     rgb = torch.sigmoid(mlp_reference(inputs, field.colour))
     weight, colour, opacity, depth = composite_reference(sigma, rgb, t0, t0 + dt, offset)
+    median = distance_at(0.5 * opacity.detach(), weight.detach(), t0, t0 + dt, offset)
     if distortion:
         pairs = zip(offset[:-1], offset[1:], strict=True)
         # The first, empty, makes a sum of no rays a sum.
         depth = torch.stack([depth.sum() * 0] + [_distortion(weight[a:b], t0[a:b], dt[a:b]) for a, b in pairs])[1:]
-    return Picture(colour + (1 - opacity)[:, None] * background, opacity, depth, len(ray), len(ray))
+    return Picture(colour + (1 - opacity)[:, None] * background, opacity, depth, len(ray), len(ray), median)
 
 
 def _distortion(weight: Tensor, t0: Tensor, dt: Tensor) -> Tensor:
@@ -466,7 +474,7 @@ def _reference_loss(picture: Picture, target: Tensor, huber: float, distortion: 
     square = error**2
     term = torch.where(error.abs() <= huber, square, 2 * huber * error.abs() - huber**2) if huber > 0 else square
     apart = picture.depth.sum() / max(len(target), 1) if distortion > 0 else target.new_zeros(())
-    detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:])
+    detached = Picture(picture.rgb.detach(), picture.opacity.detach(), picture.depth.detach(), *picture[3:5])
     terms = max(term.numel(), 1)
     loss = term.sum() / terms + distortion * apart
     return Loss(loss, float(square.detach().sum() / terms), float(apart.detach()), detached)

@@ -106,6 +106,7 @@ class _Canvas:
     alpha: Tensor
     depth: Tensor
     normal: Tensor | None = None
+    median_depth: Tensor | None = None
     known: int = 0
 
     def add(self, image: Image, column: int, row: int) -> None:
@@ -115,6 +116,10 @@ class _Canvas:
             if self.normal is None:
                 self.normal = torch.zeros_like(self.rgb)
             self.normal[at] = image.normal
+        if image.median_depth is not None:
+            if self.median_depth is None:
+                self.median_depth = torch.zeros_like(self.depth)
+            self.median_depth[at] = image.median_depth
         self.known += 1
 
     def whole(self) -> int | None:
@@ -126,7 +131,9 @@ class _Canvas:
         """What is known at that stride."""
         at = slice(None, None, stride), slice(None, None, stride)
         normal = None if self.normal is None else self.normal[at]
-        return Image(self.rgb[at], self.alpha[at], self.depth[at], normal), sublattice(self.camera, stride, 0, 0)
+        median = None if self.median_depth is None else self.median_depth[at]
+        image = Image(self.rgb[at], self.alpha[at], self.depth[at], normal, median)
+        return image, sublattice(self.camera, stride, 0, 0)
 
 
 @dataclass

@@ -96,9 +96,9 @@ def density(field: Radiance, unit: Tensor, half: torch.dtype | None, out: Tensor
 
 def render(
     field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], seed: int, half: torch.dtype | None,
-    rgb: Tensor, opacity: Tensor, depth: Tensor,
+    rgb: Tensor, opacity: Tensor, depth: Tensor, median: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Fills rgb [R, 3], opacity and depth [R]; samples evaluated and kept."""
+    """Fills rgb [R, 3], opacity, depth and median [R]; samples evaluated and kept."""
     count = rays[0].shape[0]
     counts = torch.zeros(2, dtype=torch.int64, device=rgb.device)
     at_once = max(RAYS_AT_ONCE // tracing.most, 1)
@@ -108,7 +108,7 @@ def render(
         seen = _see(field, tracing, lines, seed, begin, half, exact=True)
         colour = empty((seen.kept.weight.shape[0], 3), rgb)
         forward(seen.kept.colour_in, field.colour, colour, half, seen.kept.total)
-        _shade(seen, colour, background, rgb[part], opacity[part], depth[part], None)
+        _shade(seen, colour, background, rgb[part], opacity[part], depth[part], median[part], None)
         counts += torch.cat([seen.evaluated, seen.kept.total])
     return counts[0], counts[1]
 
@@ -128,7 +128,7 @@ def train(
     forward(kept.colour_in, field.colour, colour, half, kept.total)
     rgb, opacity, depth = empty((count, 3), target), empty((count,), target), empty((count,), target)
     sums, d_colour, d_raw = empty((count, 3), target), empty((room, 3), target), empty((room,), target)
-    _shade(seen, colour, background, rgb, opacity, depth, (target, huber, distortion, sums, d_colour, d_raw))
+    _shade(seen, colour, background, rgb, opacity, depth, None, (target, huber, distortion, sums, d_colour, d_raw))
     d_inputs = empty(tuple(kept.colour_in.shape), target)
     d_colour_weights = backward(kept.colour_in, field.colour, d_colour, d_inputs, half, kept.total)
     d_geometry = empty((room, geometry), target)
@@ -200,15 +200,16 @@ def _see(
 
 
 def _shade(
-    seen: Seen, colour: Tensor, background: Tensor, rgb: Tensor, opacity: Tensor, depth: Tensor, train: tuple | None
-) -> None:
+    seen: Seen, colour: Tensor, background: Tensor, rgb: Tensor, opacity: Tensor, depth: Tensor, median: Tensor | None,
+    train: tuple | None,
+) -> None:  # fmt: skip
     rays = rgb.shape[0]
     target, huber, distortion, sums, d_colour, d_raw = train or (None, 0.0, 0.0, None, None, None)
     kept = seen.kept
     if rays:
         _shade_kernel[(blocks(rays, RAYS),)](
             colour, kept.weight, kept.sigma, kept.after, kept.middle, kept.length, kept.offset, seen.left, background,
-            target, rgb, opacity, depth, sums, d_colour, d_raw, rays, colour.shape[0], huber, 3.0 * distortion,
+            target, rgb, opacity, depth, median, sums, d_colour, d_raw, rays, colour.shape[0], huber, 3.0 * distortion,
             1.0, HUBER=huber > 0, DISTORTION=distortion > 0, RAYS=RAYS, CHUNK=CHUNK, num_warps=4,
         )  # fmt: skip
 
@@ -359,7 +360,7 @@ def _error(value, target, there, ray, CHANNEL: tl.constexpr, huber, HUBER: tl.co
 
 @triton.jit
 def _shade_kernel(
-    colour, weight, sigma, after, middle, length, offset, left, background, target, rgb, opacity, depth,
+    colour, weight, sigma, after, middle, length, offset, left, background, target, rgb, opacity, depth, median,
     sums, d_colour, d_raw, rays, room, huber, distortion, share,
     HUBER: tl.constexpr, DISTORTION: tl.constexpr, RAYS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -379,8 +380,8 @@ def _shade_kernel(
         g += _sum(w * _sigmoid(colour, i, live, 1))
         b += _sum(w * _sigmoid(colour, i, live, 2))
         far += _sum(w * t)
+        all_weight += _sum(w)
         if DISTORTION:
-            all_weight += _sum(w)
             all_moment += _sum(w * _squash(t))
     rest = tl.load(left + ray, mask=there, other=1.0)
     behind_r = tl.load(background + 3 * ray, mask=there, other=0.0)
@@ -392,6 +393,23 @@ def _shade_kernel(
     tl.store(rgb + 3 * ray + 2, b, mask=there)
     tl.store(opacity + ray, 1.0 - rest, mask=there)
     tl.store(depth + ray, far, mask=there)
+    if median is not None:
+        # The samples before the one in which half of the weight is reached, how many and how heavy.
+        before, passed, summed = begin, zero, zero
+        for start in range(0, longest, CHUNK):
+            i = begin + start + lane
+            live = i < end
+            w = tl.load(weight + i, mask=live, other=0.0)
+            early = live & (summed + tl.cumsum(w, axis=1) < 0.5 * all_weight)
+            before += tl.sum(early.to(before.dtype), axis=1, keep_dims=True)
+            passed += _sum(tl.where(early, w, 0.0))
+            summed += _sum(w)
+        some = there & (end > begin)
+        i = tl.minimum(before, end - 1)
+        w = tl.load(weight + i, mask=some, other=1.0)
+        part = tl.minimum((0.5 * all_weight - passed) / w, 1.0) - 0.5
+        found = tl.load(middle + i, mask=some, other=0.0) + part * tl.load(length + i, mask=some, other=0.0)
+        tl.store(median + ray, found, mask=there)
     if target is not None:
         loss_r, square_r, d_r = _error(r, target, there, ray, 0, huber, HUBER)
         loss_g, square_g, d_g = _error(g, target, there, ray, 1, huber, HUBER)
