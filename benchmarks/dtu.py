@@ -47,7 +47,7 @@ SILHOUETTES = 4
 def main() -> None:
     """One record with both methods."""
     made = parser(__doc__)
-    made.add_argument("--methods", nargs="+", default=["neus:fast", "ngp"])
+    made.add_argument("--methods", nargs="+", default=["neus", "ngp"])
     made.add_argument("--minutes", type=float, help="of each training; default 15, or 1 with --quick")
     made.add_argument("--resolution", type=int, default=384)
     made.add_argument("--keep", type=Path, help="keep the runs and the meshes in this folder")

@@ -69,10 +69,8 @@ DEFAULTS = {
 METHODS = {
     "fox-nerfacto-300s": Case("fox", "nerfacto", 300, FOX),
     "fox-zipnerf-300s": Case("fox", "zipnerf", 300, FOX),
-    "fox-mipnerf360-small-180s": Case("fox", "mipnerf360:small", 180, FOX),
-    "lego-half-mipnerf360-small-180s": Case(LEGO, "mipnerf360:small", 180, SceneConfig(downscale=2)),
-    "fox-mipnerf360-small-3600s": Case("fox", "mipnerf360:small", 3600, FOX, look_every=300),
-    "lego-half-mipnerf360-small-3600s": Case(LEGO, "mipnerf360:small", 3600, SceneConfig(downscale=2), look_every=300),
+    "fox-mipnerf360-small-1800s": Case("fox", "mipnerf360:small", 1800, FOX),
+    "lego-half-mipnerf360-small-1800s": Case(LEGO, "mipnerf360:small", 1800, SceneConfig(downscale=2)),
 }
 """The other methods; what has a mesh is in benchmarks/mesh.py and benchmarks/dtu.py."""
 QUICK = {"sample-15s": Case("sample", "ngp:fast", 15), "fox-15s": BARS["fox-15s"]}
