@@ -10,6 +10,9 @@ thinned. The mesh is judged in the same box, whatever it has elsewhere. Distance
     normals       angle between a triangle of the mesh and the surface at the nearest true point, median over the area
 
 A floater is a connected piece of which more than half lies farther than 2 % of that side from any true point.
+
+Pictures of the held-out views are judged by the same rays, whatever these meet: how far the mean and the median depth
+are off, as a share of the distance, and by which angle the normals.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from scipy.spatial import cKDTree
 from lightfold.export.mesh import Extracted, MeshOptions, extract_mesh
 from lightfold.export.surface import Mesh, face_vectors, pieces
 from lightfold.export.views import render_views
-from lightfold.methods.base import HasDistance
+from lightfold.methods.base import HasDistance, Method
+from lightfold.render import depth_of, normals_of
 from lightfold.run import Run
 
 from .measure import peak_bytes
@@ -90,7 +94,39 @@ def main() -> None:
             score = compare(in_capture(found, run), truth, normals)
             record.results[source] = {"seconds": seconds, "notes": list(found.notes), **vars(score)}
             print(f"{source}: Chamfer {score.chamfer:.3f} %, {score.triangles} triangles, {seconds:.1f} s", flush=True)
+        record.results["pictures"] = judged_pictures(method, run)
+        print(f"held-out pictures: {record.results['pictures']}", flush=True)
         record.results["peak_bytes"] = peak_bytes()
+
+
+def judged_pictures(method: Method, run: Run) -> dict[str, float]:
+    """Medians over the pixels of all held-out views that show something: errors of depth in percent of the distance,
+    and of normals in degrees; and the share of those pixels that have a normal."""
+    sample, to_scene = make_sample(), run.info.scene_from_capture
+    width, height = TRUTH_SIZE
+    grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1).reshape(-1, 2)
+    walk = sample.camera_walk(60)
+    mean, median, angle, known = [], [], [], []
+    for index in run.info.test:
+        camera = run.info.cameras[index].resized(width, height)
+        true = walk[int(Path(run.info.names[index]).stem) - 1].resized(width, height)
+        distance, normal = sample.scene_depth_normal(*sample.pixel_rays(true, grid))
+        image = method.render(camera)
+        shown = np.isfinite(distance) & (image.alpha.reshape(-1).numpy() > 0.5)
+        truth = distance[shown] * to_scene.scale
+        for errors, name in ((mean, "depth"), (median, "median_depth")):
+            errors.append(np.abs(depth_of(image, name).reshape(-1).numpy()[shown] - truth) / truth)
+        found = normals_of(image, camera).reshape(-1, 3).numpy()[shown]
+        has_one = np.linalg.norm(found, axis=1) > 0.5
+        cosine = (found * (normal[shown] @ to_scene.rotation.numpy().T)).sum(axis=1)
+        angle.append(np.degrees(np.arccos(cosine[has_one].clip(-1, 1))))
+        known.append(has_one)
+    return {
+        "depth_percent": 100 * float(np.median(np.concatenate(mean))),
+        "median_depth_percent": 100 * float(np.median(np.concatenate(median))),
+        "normals_degrees": float(np.median(np.concatenate(angle))),
+        "with_a_normal": float(np.concatenate(known).mean()),
+    }
 
 
 def trained(minutes: float, method: str) -> Run:

@@ -244,11 +244,9 @@ def shown_output(
         return pictures.alpha_colours(image.alpha)
     if name != "normal":
         raise ValueError(f"name: expected one of {', '.join(OUTPUTS)}, got {name!r}")
-    normal = image.normal
-    if normal is None:
-        normal = normals_from_depth(camera, image.depth, image.alpha)
+    if image.normal is None:
         _tell(notes, "The method gives no normals; those shown are the slopes of its depth.")
-    return pictures.normal_colours(normal, image.alpha)
+    return pictures.normal_colours(normals_of(image, camera), image.alpha)
 
 
 def depth_of(image: Image, name: str, notes: list[str] | None = None) -> Tensor:
@@ -266,27 +264,89 @@ def _tell(notes: list[str] | None, sentence: str) -> None:
         notes.append(sentence)
 
 
+def normals_of(image: Image, camera: Camera) -> Tensor:
+    """[H, W, 3] the method's own normals, or those of the surface that its depth describes: the median one, if there
+    is one, which jumps at edges instead of bridging them."""
+    if image.normal is not None:
+        return image.normal
+    return normals_from_depth(camera, depth_of(image, "median_depth"), image.alpha)
+
+
 def normals_from_depth(camera: Camera, depth: Tensor, alpha: Tensor) -> Tensor:
     """Unit normals [H, W, 3] in world axes of the surface that depth [H, W] (along the ray) describes, for any lens.
 
-    Central differences of the surface points along rows and columns, turned towards the camera; 0 where alpha is at
-    most a half and where a neighbour is unknown.
+    In a window of 7 x 7 pixels the points are fitted, by least squares, as linear functions of column and row; the two
+    slopes lie in the surface, exactly if it is a plane, and their cross product is its normal, turned towards the
+    camera. Neighbours whose depth differs so much that the surface would be seen at a grazing angle belong to another
+    one and are left out. 0 where alpha is at most a half, and where too few neighbours are known.
     """
     rays = camera.rays(camera.pixel_grid())
+    height, width = depth.shape
     depth, alpha = depth.to(rays.direction), alpha.to(rays.direction)
     known = (alpha > 0.5) & (depth > 0)
     points = rays.origin + rays.direction * depth.reshape(-1, 1)
-    points = points.reshape(*depth.shape, 3)
-    along_x = torch.zeros_like(points)
-    along_y = torch.zeros_like(points)
-    along_x[:, 1:-1] = points[:, 2:] - points[:, :-2]
-    along_y[1:-1] = points[2:] - points[:-2]
-    normal = F.normalize(torch.linalg.cross(along_y, along_x), dim=-1)
-    towards = -(normal * rays.direction.reshape(normal.shape)).sum(dim=-1, keepdim=True)
+    points = points.where(known.reshape(-1, 1), 0.0).reshape(height, width, 3).movedim(-1, 0)
+    pixel = _to_neighbour(rays.origin.reshape(height, width, 3))
+    pixel = pixel + depth * _to_neighbour(rays.direction.reshape(height, width, 3))
+    steepest = (STEEPEST * pixel).nan_to_num(0.0)
+    side = (WINDOW,) * 4
+    points, far, seen = (F.pad(plane, side) for plane in (points, depth[None], known[None].to(depth)))
+    normal = depth.new_zeros(3, height, width)
+    rows = max(BAND // max(width, 1), 1)
+    for top in range(0, height, rows):
+        band = slice(top, min(top + rows, height))
+        inside = slice(top, band.stop + 2 * WINDOW)
+        normal[:, band] = _fitted_normals(points[:, inside], far[0, inside], seen[0, inside], steepest[band])
+    normal = normal.movedim(0, -1)
+    towards = -(normal * rays.direction.reshape(normal.shape).nan_to_num(0.0)).sum(dim=-1, keepdim=True)
     normal = normal * torch.where(towards < 0, -1.0, 1.0).to(normal.dtype)
-    usable = torch.zeros_like(known)
-    usable[1:-1, 1:-1] = known[1:-1, 1:-1] & known[1:-1, 2:] & known[1:-1, :-2] & known[2:, 1:-1] & known[:-2, 1:-1]
-    return torch.where(usable[..., None], normal, torch.zeros_like(normal))
+    return torch.where(known[..., None], normal, torch.zeros_like(normal))
+
+
+WINDOW = 3
+"""Pixels to each side of a normal's window. Of a trained field's depth, wider ones are hardly truer and rounder."""
+STEEPEST = 5.0
+"""Largest slope of a surface against the picture's plane, as a tangent, that is one surface still: 79 degrees."""
+BAND = 1 << 20
+"""Pixels whose normals are fitted at once: bounds the memory."""
+
+
+def _to_neighbour(values: Tensor) -> Tensor:
+    """[H, W] distance of values [H, W, 3] from those of the next pixel along the row or the column, the larger one."""
+    found = values.new_zeros(values.shape[:2])
+    right, below = values.diff(dim=1).norm(dim=-1), values.diff(dim=0).norm(dim=-1)
+    # The last of a row takes its distance from the one before.
+    for part, step in ((found[:, :-1], right), (found[:, 1:], right), (found[:-1], below), (found[1:], below)):
+        part.copy_(torch.fmax(part, step))
+    return found
+
+
+def _fitted_normals(points: Tensor, depth: Tensor, known: Tensor, steepest: Tensor) -> Tensor:
+    """[3, H, W] unit normals of either sign, 0 where they are not determined. points [3, H', W'], depth and known
+    [H', W'], which is 1 or 0, reach WINDOW pixels beyond the picture on each side; steepest [H, W]."""
+    height, width = steepest.shape
+    rows, columns = slice(WINDOW, WINDOW + height), slice(WINDOW, WINDOW + width)
+    centre, middle = points[:, rows, columns], depth[rows, columns]
+    # Sums of weight, column, row and their products, and of the points times each.
+    count, x, y, xx, xy, yy = (torch.zeros_like(steepest) for _ in range(6))
+    p, px, py = (torch.zeros_like(centre) for _ in range(3))
+    for row in range(-WINDOW, WINDOW + 1):
+        for column in range(-WINDOW, WINDOW + 1):
+            rows = slice(WINDOW + row, WINDOW + row + height)
+            columns = slice(WINDOW + column, WINDOW + column + width)
+            near = (depth[rows, columns] - middle).abs() <= max(abs(row), abs(column)) * steepest
+            weight = known[rows, columns] * near
+            moved = weight * (points[:, rows, columns] - centre)
+            count, x, y = count + weight, x + column * weight, y + row * weight
+            xx, xy, yy = xx + column**2 * weight, xy + column * row * weight, yy + row**2 * weight
+            p, px, py = p + moved, px + column * moved, py + row * moved
+    share = 1.0 / count.clamp(min=1.0)
+    xx, xy, yy = xx - x * x * share, xy - x * y * share, yy - y * y * share
+    px, py = px - x * share * p, py - y * share * p
+    along_x, along_y = yy * px - xy * py, xx * py - xy * px
+    normal = F.normalize(torch.linalg.cross(along_y, along_x, dim=0), dim=0)
+    # Of neighbours on one line, or none, no plane is known.
+    return torch.where(xx * yy - xy * xy > 0.5, normal, torch.zeros_like(normal))
 
 
 def path_depth_range(method: Method, cameras: Sequence[Camera]) -> tuple[float, float]:

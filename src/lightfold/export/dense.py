@@ -32,7 +32,7 @@ from ..geometry import Similarity
 from ..paths import FISHEYE, PERSPECTIVE
 from ..pictures import save_picture, to_uint8
 from ..refine import refined_cameras
-from ..render import normals_from_depth, unique_stems
+from ..render import normals_of, unique_stems
 from .points import extract_points
 from .views import Progress, Seen, colours_at, observe
 
@@ -71,7 +71,7 @@ def write_dense(
         if progress is not None:
             progress("rendering depth maps", done, len(views))
         image = method.render(camera)
-        normal = normals_from_depth(camera, image.depth, image.alpha) if image.normal is None else image.normal
+        normal = normals_of(image, camera)
         direction = camera.unproject(camera.pixel_grid()).reshape(camera.height, camera.width, 3)
         known = (image.alpha > 0.5) & (image.depth > 0)
         depth = torch.where(known, image.depth * direction[..., 2] * b_from_scene.scale, 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cameras import Camera
 from ..errors import RunError
 from ..refine import refined_cameras
-from ..render import normals_from_depth
+from ..render import normals_of
 
 if TYPE_CHECKING:
     from ..methods.base import Method
@@ -78,7 +78,7 @@ def render_views(method: Method, count: int = 60, side: int = 400, progress: Pro
         image = method.render(camera)
         hit = (image.alpha > 0.5) & (image.depth > 0)
         depth = torch.where(hit, image.depth.float(), torch.inf)
-        normal = normals_from_depth(camera, image.depth, image.alpha) if image.normal is None else image.normal
+        normal = normals_of(image, camera)
         around = F.pad(depth[None], (1, 1, 1, 1), mode="replicate")
         views.append(
             Seen(
