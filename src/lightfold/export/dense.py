@@ -32,7 +32,7 @@ from ..geometry import Similarity
 from ..paths import FISHEYE, PERSPECTIVE
 from ..pictures import save_picture, to_uint8
 from ..refine import refined_cameras
-from ..render import normals_of, unique_stems
+from ..render import depth_of, normals_of, unique_stems
 from .points import extract_points
 from .views import Progress, Seen, colours_at, observe
 
@@ -73,8 +73,9 @@ def write_dense(
         image = method.render(camera)
         normal = normals_of(image, camera)
         direction = camera.unproject(camera.pixel_grid()).reshape(camera.height, camera.width, 3)
-        known = (image.alpha > 0.5) & (image.depth > 0)
-        depth = torch.where(known, image.depth * direction[..., 2] * b_from_scene.scale, 0.0)
+        median = depth_of(image, "median_depth")
+        known = (image.alpha > 0.5) & (median > 0)
+        depth = torch.where(known, median * direction[..., 2] * b_from_scene.scale, 0.0)
         in_camera = normal.to(camera.cam_from_world) @ camera.cam_from_world[:, :3].T
         away = (in_camera * direction).sum(dim=-1, keepdim=True) > 0
         in_camera = torch.where(away, -in_camera, in_camera) * known[..., None]
