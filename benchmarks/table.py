@@ -556,11 +556,12 @@ def machines(records: Records) -> str:
     lines = []
     for name, record in sorted(records.items()):
         machine, commit = record["machine"], record["commit"]
+        cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
         before, after = record["load_average"]["before"], record["load_average"]["after"]
         lines.append(
             [
                 name + (" (quick)" if record["quick"] else ""),
-                f"{machine['processor']}, {machine['cores']} cores, {machine['instruction_set']}",
+                f"{machine['processor']}, {cores}, {machine['instruction_set']}",
                 record["date"][:10],
                 f"`{(commit['id'] or 'unknown')[:9]}`" + (" with changes" if commit["dirty"] else ""),
                 f"{before[0]:.1f} to {after[0]:.1f}" if before and after else "unknown",

@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, in all)."""
 
 SLACK = 0.01
-"""Rendered depth is believed to this share of the distance: expected depths of a field scatter about so much."""
+"""Rendered depth is believed to this share of the distance: depths of a field scatter about so much."""
 CHUNK = 1 << 18
 """Points that are looked at together."""
 FLAT = 0.05
@@ -61,7 +61,7 @@ class Seen:
 
     @property
     def flat(self) -> Tensor:
-        """[H, W] bool: the pixel shows a surface, and no edge of one, where an expected depth lies between two."""
+        """[H, W] bool: the pixel shows a surface, and no edge of one, where a depth may lie between two."""
         return self.farthest - self.nearest < FLAT * self.depth
 
 
