@@ -204,8 +204,8 @@ void bind(nb::module_& m, const char* suffix) {
            const Addresses& density, const std::vector<int>& colour_width, const Addresses& colour, int64_t rays, Address origin,
            Address direction, Address near, Address far, Address background, uint64_t seed, int cascades, int size, Address bits,
            Address peak, double step, double cone, int most, double stop, double keep, Address out_colour, Address out_opacity,
-           Address out_depth, Address out_median, Address evaluated, Address kept, Address target, int loss, double huber, double distortion,
-           Address trail, size_t trail_stride, Address trail_count, Address gradient, Address loss_sum, const Addresses& d_density,
+           Address out_depth, Address out_median, Address evaluated, Address kept, Address target, int loss, double huber,
+           double distortion, Address trail, size_t trail_stride, Address trail_count, Address gradient, Address loss_sum, const Addresses& d_density,
            const Addresses& d_colour) {
           Exclusive exclusive;
           auto field = field_args<T>(spec, table, unbounded, shift, half, density_width, density, colour_width, colour);

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .ops.backend import TRITON_DEVICES, bfloat16_pays, triton_lacks
+from .ops.backend import exact as exact
 
 CPU = torch.device("cpu")
 KINDS = ("cuda", "xpu", "mps")
@@ -152,12 +153,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
         # Only from memory that cannot be paged out does a copy happen beside everything else.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def exact(device: torch.device) -> torch.device:
-    """Where to compute what needs double precision, for this device: there, or on the CPU, as not every GPU has it."""
-    lacks = device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64)
-    return CPU if lacks else device
 
 
 def number(value: Tensor) -> float | Tensor:

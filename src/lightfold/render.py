@@ -306,7 +306,7 @@ def normals_from_depth(camera: Camera, depth: Tensor, alpha: Tensor) -> Tensor:
 WINDOW = 3
 """Pixels to each side of a normal's window. Of a trained field's depth, wider ones are hardly truer and rounder."""
 STEEPEST = 5.0
-"""Largest slope of a surface against the picture's plane, as a tangent, that is one surface still: 79 degrees."""
+"""Depth per width of a pixel by which neighbours on one surface may differ: a surface seen at 79 degrees."""
 BAND = 1 << 20
 """Pixels whose normals are fitted at once: bounds the memory."""
 

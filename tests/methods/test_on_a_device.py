@@ -6,6 +6,7 @@ do is tested in `test_ngp_on_gpu.py` and `tests/ops`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -61,7 +62,9 @@ def scene(request: pytest.FixtureRequest) -> PaintedBall:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
-    monkeypatch.setattr(devices, "exact", lambda device: devices.CPU)
+    # The package's `composite` is the function, not its module.
+    for module in (devices, sys.modules["lightfold.ops.composite"]):
+        monkeypatch.setattr(module, "exact", lambda device: devices.CPU)
     with ops.use("reference"), Elsewhere() as mode:
         yield mode
 

@@ -799,14 +799,13 @@ class NeuS(Method):
                 near, far = torch.maximum(near, enter), torch.minimum(far, leave)
             seen = self.trace(origin, direction, near, far, seed=0, train=False)
             through, opacity, distance = 1.0 - seen.opacity, seen.opacity, seen.depth
-            colour, ends = seen.colour, seen.at.start + seen.at.length
-            if self.background is None:
-                halfway = ops.distance_at(0.5 * opacity, seen.weight, seen.at.start, ends, seen.at.offset)
-            else:
+            colour, ends, behind = seen.colour, seen.at.start + seen.at.length, None
+            if self.background is not None:
                 behind = self._beyond(origin, direction, near, far, opacity, crop is None, None)
                 colour = colour + through[:, None] * behind.colour
                 opacity, distance = opacity + through * behind.opacity, distance + through * behind.depth
-                halfway = ops.distance_at(0.5 * opacity, seen.weight, seen.at.start, ends, seen.at.offset)
+            halfway = ops.distance_at(0.5 * opacity, seen.weight, seen.at.start, ends, seen.at.offset)
+            if behind is not None:
                 # Where the object is thinner than that, what lacks is found behind it.
                 thin, samples = behind.thin, behind.samples
                 lacking = (0.5 * opacity - seen.opacity)[thin] / through[thin]

@@ -203,6 +203,12 @@ def refuse_second_order(name: str) -> None:
         raise RuntimeError(f"{name}: second derivatives are not available here; use `ops.use('reference')`")
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where to compute what needs double precision, for this device: there, or on the CPU, as not every GPU has it."""
+    lacks = device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64)
+    return torch.device("cpu") if lacks else device
+
+
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Memory for an output. Under test it is filled with NaN, so that an element nobody wrote cannot pass."""
     if os.environ.get("LIGHTFOLD_POISON"):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import empty, gpu, kernel, refuse_second_order, route
+from .backend import empty, exact, gpu, kernel, refuse_second_order, route
 
 
 class Composite(NamedTuple):
@@ -113,6 +113,8 @@ def distance_at(reached: Tensor, weight: Tensor, t0: Tensor, t1: Tensor, offset:
     """
     if len(weight) == 0:
         return torch.zeros_like(reached)
+    home = reached.device
+    reached, weight, t0, t1, offset = (x.to(exact(home)) for x in (reached, weight, t0, t1, offset))
     # One sum over all rays, which increases, so that one search finds them all.
     passed = torch.nn.functional.pad(weight.double().cumsum(0), (1, 0))
     first, last = passed[offset[:-1]], passed[offset[1:]]
@@ -121,4 +123,4 @@ def distance_at(reached: Tensor, weight: Tensor, t0: Tensor, t1: Tensor, offset:
     found = found.clamp(min=0).maximum(offset[:-1]).minimum(offset[1:] - 1).clamp(min=0)
     share = (wanted - passed[found]) / weight[found].double().clamp(min=torch.finfo(torch.float64).tiny)
     distance = torch.lerp(t0[found], t1[found], share.clamp(0.0, 1.0).to(t0))
-    return torch.where(last > first, distance, 0.0)
+    return torch.where(last > first, distance, 0.0).to(home)
