@@ -31,6 +31,7 @@ from lightfold.export.mesh import MeshOptions, extract_mesh
 from lightfold.export.surface import Mesh, face_vectors, pieces
 from lightfold.formats import open_capture
 from lightfold.machine import cache_folder
+from lightfold.methods.base import HasDistance
 from lightfold.run import Run
 from lightfold.scene import Scene, load_scene
 
@@ -86,7 +87,8 @@ def measure(method: str, path: Path, minutes: float, resolution: int, keep: Path
     trained = run.method()
     scene = load_scene(open_capture(path).posed(), run.config.scene, cache_folder())
     mean = evaluate(trained, scene, "test")["mean"]
-    found = extract_mesh(trained, MeshOptions(resolution=resolution))
+    source = "sdf" if isinstance(trained, HasDistance) else "density"
+    found = extract_mesh(trained, MeshOptions(source=source, resolution=resolution))
     made = trimesh.Trimesh(found.mesh.vertices, found.mesh.faces, process=False)
     made.export(keep / f"{folder.name}.ply")
     return {"psnr": mean["psnr"], "ssim": mean["ssim"], **judged(found.mesh, scene), "peak_bytes": peak_bytes()}

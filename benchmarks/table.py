@@ -145,7 +145,7 @@ def largest_other_stage(records: Records) -> Value:
 def mesh_seconds(records: Records) -> Value:
     """From the trained run to its mesh: the views that judge and colour it are rendered first."""
     return Value(
-        sum(number("mesh", *keys)(records).mean for keys in (("render_views_seconds",), ("density", "seconds")))
+        sum(number("mesh", *keys)(records).mean for keys in (("render_views_seconds",), ("fusion", "seconds")))
     )
 
 
@@ -393,18 +393,27 @@ ROWS = [
         )
     ),
     Row(
-        "mesh of the sample from density after 5 min: Chamfer distance, of the extent",
-        number("mesh", "density", "chamfer"),
+        "mesh of the sample by `ngp` after 5 min, fused from its depth: Chamfer distance, of the extent",
+        number("mesh", "fusion", "chamfer"),
         "{:.2f} %",
         1,
         at_most=True,
     ),
     Row(
         "the same, largest floater",
-        number("mesh", "density", "largest_floater", scale=100),
+        number("mesh", "fusion", "largest_floater", scale=100),
         "{:.2f} %",
         1,
         at_most=True,
+    ),
+    Row(
+        "the same, normals off the true ones, median", number("mesh", "fusion", "normals_median_degrees"), DEGREES, None
+    ),
+    Row(
+        "the same, Chamfer distance where the density crosses a level",
+        number("mesh", "density", "chamfer"),
+        "{:.2f} %",
+        None,
     ),
     Row("the same, 512^3 samples, with the views it is judged by", mesh_seconds, "{:.0f} s", 120, at_most=True),
     Row("the same, memory with its training", number("mesh", "peak_bytes", scale=1e-9), "{:.2f} GB", 4, at_most=True),

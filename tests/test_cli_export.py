@@ -64,7 +64,7 @@ def assert_where_the_renderings_have_it(points: np.ndarray, slack: float) -> Non
 
 
 def test_a_mesh_lands_where_the_cameras_of_the_capture_saw_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export.main([str(run), "mesh", *FAST, "--page"])
+    export.main([str(run), "mesh", *FAST, "--source", "density", "--page"])
     said = capsys.readouterr()
     assert "triangles" in said.out and "density reaches" in said.err
     for suffix in (".ply", ".glb", ".html"):

@@ -53,12 +53,13 @@ def as_trimesh(mesh: Mesh) -> trimesh.Trimesh:
 
 @pytest.fixture(scope="module")
 def ball(views: list[Seen]) -> Mesh:
-    return extract_mesh(BallField(INFO), MeshOptions(resolution=RESOLUTION), views=views).mesh  # type: ignore[arg-type]
+    options = MeshOptions(source="density", resolution=RESOLUTION)
+    return extract_mesh(BallField(INFO), options, views=views).mesh  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kind", "source"), [(BallField, "density"), (BallDistance, "sdf"), (BallRender, "fusion")])
 def test_each_way_finds_the_ball(kind: type[BallRender], source: str, views: list[Seen]) -> None:
-    found = extract_mesh(kind(INFO), MeshOptions(resolution=RESOLUTION), views=views)  # type: ignore[arg-type]
+    found = extract_mesh(kind(INFO), MeshOptions(source=source, resolution=RESOLUTION), views=views)  # type: ignore[arg-type]
     distance = np.linalg.norm(found.mesh.vertices, axis=1) - RADIUS
     assert np.abs(distance).mean() < 0.25 * found.spacing and np.abs(distance).max() < 1.5 * found.spacing
     made = as_trimesh(found.mesh)
@@ -67,9 +68,25 @@ def test_each_way_finds_the_ball(kind: type[BallRender], source: str, views: lis
     assert made.is_watertight
     outward = found.mesh.vertices / np.linalg.norm(found.mesh.vertices, axis=1, keepdims=True)
     assert (found.mesh.normals * outward).sum(axis=1).mean() > 0.97
-    # auto takes the best that the method has.
-    named = extract_mesh(kind(INFO), MeshOptions(source=source, resolution=RESOLUTION), views=views)  # type: ignore[arg-type]
-    assert np.array_equal(named.mesh.vertices, found.mesh.vertices)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "source"),
+    [
+        (BallField, None, "fusion"),
+        (BallField, 30.0, "density"),
+        (BallDistance, None, "sdf"),
+        (BallRender, None, "fusion"),
+    ],
+)
+def test_auto_takes_the_best_there_is_and_a_level_means_density(
+    kind: type[BallRender], level: float | None, source: str, views: list[Seen]
+) -> None:
+    auto, named = (
+        extract_mesh(kind(INFO), MeshOptions(source=name, resolution=32, level=level), views=views)  # type: ignore[arg-type]
+        for name in ("auto", source)
+    )
+    assert np.array_equal(named.mesh.vertices, auto.mesh.vertices)
 
 
 def test_vertices_have_the_colours_of_the_pictures(ball: Mesh) -> None:
@@ -120,7 +137,7 @@ def test_what_is_missing_is_a_sentence(views: list[Seen]) -> None:
             return torch.zeros(len(points))
 
     with pytest.raises(RunError, match=r"empty where the pictures show surfaces.*--source fusion"):
-        extract_mesh(Empty(INFO), MeshOptions(resolution=16), views=views)  # type: ignore[arg-type]
+        extract_mesh(Empty(INFO), MeshOptions(source="density", resolution=16), views=views)  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"No surface was found"):
         extract_mesh(BallField(INFO), MeshOptions(resolution=16, level=1e5), views=views)  # type: ignore[arg-type]
 

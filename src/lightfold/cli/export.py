@@ -61,12 +61,12 @@ class ExportArguments:
     formats: tuple[Literal["ply", "glb", "obj", "stl"], ...] = ("ply", "glb")
     """mesh: file formats, where --out does not say."""
     source: Literal["auto", "density", "fusion", "sdf", "poisson"] = "auto"
-    """mesh: from the method's density or signed distance; from rendered depth, or closed around the point cloud
-    (poisson), which every method has."""
+    """mesh: from the signed distance (sdf) or the density, where the method has one; from rendered depth (fusion), or
+    closed around the point cloud (poisson), which every method has. auto: sdf, else fusion."""
     resolution: int | None = None
     """mesh, volume: samples along the longest side of the box. None: 384 for a mesh, 192 for a volume."""
     level: float | None = None
-    """mesh: density per scene unit at which the surface is. None: found from the data."""
+    """mesh: density per scene unit at which the surface is; means --source density. None: found from the data."""
     triangles: int | None = None
     """mesh: at most so many. None: as many as there are, or 200 000 under a texture."""
     texture: Literal["none", "field", "photos"] = "none"

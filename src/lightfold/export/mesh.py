@@ -43,8 +43,9 @@ POISSON_POINTS = 1_000_000
 class MeshOptions:
     """How a mesh is made.
 
-    source: of `SOURCES`; auto is the signed distance where the method has one, else the density, else fusion. Poisson
-        reconstruction closes the surface through a cloud of points, which every method has.
+    source: of `SOURCES`; auto is the signed distance where the method has one, else fusion, and the density where a
+        `level` of it is given. Poisson reconstruction closes the surface through a cloud of points, which every method
+        has.
     resolution: cells along the longest side of the box; for Poisson reconstruction, the nearest power of two.
     level: density per scene unit at which the surface is; None: found from the data (density only).
     box: [2, 3] lower and upper corner in the scene frame; None: what was captured (`content_box`).
@@ -85,7 +86,8 @@ def extract_mesh(
     `options.source` asks for.
     """
     options = options or MeshOptions()
-    source = source_of(method, options.source)
+    by_level = options.level is not None and options.source == "auto"
+    source = source_of(method, "density" if by_level else options.source)
     views = render_views(method, progress=progress) if views is None else views
     box = content_box(method.info, views) if options.box is None else options.box
     lattice = Lattice.over(box, options.resolution)
@@ -118,8 +120,8 @@ def source_of(method: Method, source: str) -> str:
     """
     has = {
         "sdf": isinstance(method, HasDistance),
-        "density": isinstance(method, HasDensity),
         "fusion": True,
+        "density": isinstance(method, HasDensity),
         "poisson": True,
     }
     if source == "auto":
