@@ -125,6 +125,10 @@ def test_what_is_missing_is_a_sentence(views: list[Seen]) -> None:
         extract_mesh(BallRender(INFO), MeshOptions(source="density"), views=views)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no sdf"):
         extract_mesh(BallField(INFO), MeshOptions(source="sdf"), views=views)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no density that a level could be of; leave --level away"):
+        extract_mesh(BallDistance(INFO), MeshOptions(level=3.0), views=views)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--source fusion does not look at; leave one of the two away"):
+        extract_mesh(BallField(INFO), MeshOptions(source="fusion", level=3.0), views=views)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source"):
         extract_mesh(BallField(INFO), MeshOptions(source="magic"), views=views)  # type: ignore[arg-type]
     nowhere = torch.tensor([[0.8] * 3, [0.9] * 3])

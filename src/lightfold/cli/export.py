@@ -151,7 +151,7 @@ def export_run(run: Run, arguments: ExportArguments) -> list[Path]:
         if arguments.what == "mesh":
             from ..export.mesh import source_of
 
-            source_of(method, arguments.source)
+            source_of(method, arguments.source, arguments.level)
         side = None if dense else arguments.side
         views = render_views(method, arguments.views, side or SIDE, progress)
         make = {"mesh": _mesh, "points": _points, "volume": _volume, "cameras": _dense}[arguments.what]

@@ -86,8 +86,7 @@ def extract_mesh(
     `options.source` asks for.
     """
     options = options or MeshOptions()
-    by_level = options.level is not None and options.source == "auto"
-    source = source_of(method, "density" if by_level else options.source)
+    source = source_of(method, options.source, options.level)
     views = render_views(method, progress=progress) if views is None else views
     box = content_box(method.info, views) if options.box is None else options.box
     lattice = Lattice.over(box, options.resolution)
@@ -113,11 +112,17 @@ def extract_mesh(
     return Extracted(mesh, views, lattice.spacing, tuple(notes))
 
 
-def source_of(method: Method, source: str) -> str:
-    """What the mesh is made from: `source`, or for "auto" the best that the method has.
+def source_of(method: Method, source: str, level: float | None = None) -> str:
+    """What the mesh is made from: `source`, or for "auto" the best that the method has; a `level` is one of density.
 
-    Raises ConfigError when the method lacks what is asked for.
+    Raises ConfigError when the method lacks what is asked for, and when a level is given that nothing would use.
     """
+    if level is not None and source in ("auto", "density"):
+        if not isinstance(method, HasDensity):
+            raise ConfigError("This method has no density that a level could be of; leave --level away.")
+        return "density"
+    if level is not None and source in SOURCES:
+        raise ConfigError(f"--level is a density, which --source {source} does not look at; leave one of the two away.")
     has = {
         "sdf": isinstance(method, HasDistance),
         "fusion": True,
