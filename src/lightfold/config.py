@@ -51,6 +51,8 @@ class TrainConfig:
     precision: str = "auto"
     """What networks multiply, and a GPU reads tables in: "float32", "bfloat16", "float16" (on a GPU), or "auto":
     bfloat16 where that is faster, for methods that allow it. Weights, sums and everything else are in float32."""
+    record: bool = True
+    """On a GPU, launch a step as a whole (CUDA graphs) where the method allows it. No: kernel by kernel."""
     eval_every: float = 60.0
     """Seconds of training between scores on held-out views, more where those would take over a tenth of the time; 0:
     only when the training ends."""

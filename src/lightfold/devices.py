@@ -11,6 +11,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,6 +225,44 @@ class Reports:
             return {name: float(value) for name, value in numbers.items()}
 
         return read
+
+
+# ----------------------------------------------------------------------------------------------- launches that are kept
+
+
+def graphs(device: torch.device) -> Callable[[], Any] | None:
+    """What makes the graph in which launches on a device are recorded; None where PyTorch has none for it."""
+    if device.type == "cuda":
+        return torch.cuda.CUDAGraph
+    return torch.xpu.XPUGraph if device.type == "xpu" and hasattr(torch.xpu, "XPUGraph") else None
+
+
+def begin_recording(graph: Any, pool: Any) -> None:
+    """What this thread launches from now on is recorded in a graph, and not carried out."""
+    # Left to itself, PyTorch also forbids what other threads do at the same time; they may be rendering a picture.
+    alone = {"capture_error_mode": "thread_local"} if isinstance(graph, torch.cuda.CUDAGraph) else {}
+    graph.capture_begin(pool=pool, **alone)
+
+
+def graph_pool(device: torch.device) -> Any:
+    """Memory that recordings share, as no two of them run at a time; None for what has no graphs."""
+    return getattr(torch, device.type).graph_pool_handle() if graphs(device) is not None else None
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Inside, launches go to a stream of their own: the one that is there without asking cannot be recorded."""
+    if device.type not in TRITON_DEVICES:
+        yield
+        return
+    module = getattr(torch, device.type)
+    stream, before = module.Stream(device), module.current_stream(device)
+    stream.wait_stream(before)
+    try:
+        with module.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)
 
 
 # ------------------------------------------------------------------------------------------------------- out of memory

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import devices, ops
+from .ops.adam import corrected
 
 Schedule = Callable[[float], float]
 """Fraction of the training that is done, in [0, 1] -> factor on the learning rate."""
@@ -75,6 +76,7 @@ class Adam:
         self.step_count = 0
         self.fraction = 0.0
         """Share of the training that was done at the last step, for methods with schedules of their own."""
+        self._rates: Tensor | None = None
         self.moments: dict[str, tuple[Tensor | None, Tensor]] = {}
         for group in groups:
             for i, param in enumerate(group.params):
@@ -83,12 +85,28 @@ class Adam:
 
     def step(self, fraction: float) -> None:
         """Move every parameter that has a gradient, then set that gradient to zero in place."""
+        self.advance(fraction)
+        self.move()
+
+    def keep_rates(self, device: torch.device) -> None:
+        """From now on what changes from step to step is read on the device, where all parameters are: what `move`
+        launches may be recorded, and launched again after another `advance`."""
+        self._rates = torch.zeros(len(self.groups), 2, device=device)
+
+    def advance(self, fraction: float) -> None:
+        """Begin a step: its number, and its learning rates."""
         self.step_count += 1
         self.fraction = fraction
-        for group in self.groups:
+        if self._rates is not None:
+            rates = [corrected(self.step_count, g.lr * g.schedule(fraction), g.betas) for g in self.groups]
+            self._rates.copy_(devices.sent(torch.tensor(rates), self._rates.device))
+
+    def move(self) -> None:
+        """The rest of the step."""
+        for number, group in enumerate(self.groups):
             if group.clip is not None:
                 _clip(group.params, group.clip)
-            lr = group.lr * group.schedule(fraction)
+            lr = group.lr * group.schedule(self.fraction)
             for i, param in enumerate(group.params):
                 if param.grad is None:
                     continue
@@ -105,6 +123,7 @@ class Adam:
                     weight_decay=group.weight_decay,
                     sparse=group.sparse,
                     touched=group.touched,
+                    rates=None if self._rates is None else self._rates[number],
                 )
 
     def zero_grad(self) -> None:

@@ -30,15 +30,16 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import pictures
-from .devices import CPU, OutOfMemory, Reports, peak_memory, shortage, synchronize, title
+from .devices import CPU, OutOfMemory, Reports, apart, graphs, peak_memory, shortage, synchronize, title
 from .errors import ConfigError, RunError
 from .evaluate import background_colour, composited
 from .guard import Guard
 from .machine import peak_memory_bytes
-from .methods.base import step_generator
+from .methods.base import Recordable, step_generator
 from .metrics import psnr
 from .ops import own_threads
 from .optim import Adam
+from .recording import Recorder, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +101,7 @@ def train(
         raise ConfigError(f"{run.config.method} cannot be trained by several processes together; train it with one.")
     optim = Adam(method.groups())
     guard, reports = Guard(method.device, method.half_type), Reports(method.device, late=world is None)
+    recorder = recorder_for(method, optim, guard, config) if world is None else None
     budget = Budget(config, method.config.steps, method.device)
     writes = world is None or world.is_first
     log = Log(run, scene, method, config, budget, progress, onlooker) if writes else Silence()
@@ -111,13 +113,21 @@ def train(
     gc.freeze()
     gc.disable()  # Nothing in a step makes cycles; looking for them would take a tenth of a short one.
     try:
-        with own_threads() if method.BY_KERNELS else nullcontext(), ctrl_c:
+        with (
+            own_threads() if method.BY_KERNELS else nullcontext(),
+            nullcontext() if recorder is None else apart(method.device),
+            ctrl_c,
+        ):
             budget.start(step)
             while not budget.spent(step):
                 ctrl_c.obey()
+                rng = step_generator(config.seed, step, rank)
                 try:
-                    losses = method.loss(scene, step, step_generator(config.seed, step, rank))
-                    loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+                    if recorder is None:
+                        losses = method.loss(scene, step, rng)
+                        loss = total(losses)
+                    else:  # All of the step: nothing of it waits to be seen here.
+                        loss, losses = recorder.take(recorder.method.drawn(scene, step, rng), budget.fraction(step))
                     value = told(reports, loss, method)
                     if world is not None:
                         value = agree(world, value, method, budget, memory, ctrl_c)
@@ -126,14 +136,18 @@ def train(
                         reports.forget()
                         step = memory.retreat(step)
                         continue
-                    guard.backward(loss)
+                    if recorder is None:
+                        guard.backward(loss)
                 except OutOfMemory:
+                    if recorder is not None:
+                        recorder.forget()
                     memory.shrink(step)
                     continue
                 if world is not None:
                     method.stats["sent_mb"] = world.average_gradients(optim.groups) / 1e6
-                guard.clean(optim.groups)
-                optim.step(budget.fraction(step))
+                if recorder is None:
+                    guard.clean(optim.groups)
+                    optim.step(budget.fraction(step))
                 if world is not None:
                     world.maximum_(method.peaks(step))
                 method.after_step(step, optim)
@@ -158,6 +172,14 @@ def train(
         log.close(step)
     log.finish()
     memory.save(step)
+
+
+def recorder_for(method: Method, optim: Adam, guard: Guard, config: TrainConfig) -> Recorder | None:
+    """What takes steps whole, where method and device allow it and the user has not forbidden it."""
+    make_graph = graphs(method.device)
+    if make_graph is None or not config.record or not isinstance(method, Recordable):
+        return None
+    return Recorder(method, optim, guard, make_graph)
 
 
 def told(reports: Reports, loss: Tensor, method: Method) -> float:

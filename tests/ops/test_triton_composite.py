@@ -14,6 +14,7 @@ from test_spherical_harmonics import directions
 
 from lightfold import ops
 from lightfold.ops import adam_, composite, spherical_harmonics
+from lightfold.ops.adam import corrected
 
 pytestmark = NEEDS_TRITON
 
@@ -79,6 +80,17 @@ class TestAdam:
             adam_(expected[0], expected[1], None, expected[2], **options)
         for name, a, b in zip(("value", "gradient", "second"), (value, gradient, second), expected, strict=True):
             assert_near(a.cpu(), b, name)
+
+    def test_rates_are_read_on_the_device(self) -> None:
+        """Bit for bit as with the numbers that they stand for, whatever else is said."""
+        ours, expected = (on_device(*state(300, torch.float32)) for _ in range(2))
+        rates = torch.tensor(corrected(OPTIONS["step"], OPTIONS["lr"], OPTIONS["betas"]), device=ours[0].device)
+        with kernels():
+            adam_(*ours, **OPTIONS | {"step": 999, "lr": 123.0}, rates=rates)
+            adam_(*expected, **OPTIONS)
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+        with pytest.raises(ValueError, match="rates: expected None, or torch.float32"):
+            adam_(*state(300, torch.float32), **OPTIONS, rates=rates)  # The processor's kernels know none.
 
     def test_sparse_leaves_untouched_values_alone(self) -> None:
         """Bit for bit, moments and weight decay included."""

@@ -71,12 +71,35 @@ def test_samples_are_packed_on_the_device() -> None:
 
     counts = torch.tensor([0, 3, 70, 1, 0, 33], dtype=torch.int32)
     t0 = torch.rand(6, 70, generator=torch.Generator().manual_seed(0))
-    offset, ray, middle, dt = (t.cpu() for t in pack(*on_device(t0, 0.5 * t0, counts)))
+    offset, ray, middle, dt = (t.cpu() for t in pack(*on_device(t0, 0.5 * t0, counts), room=6 * 70))
     assert offset.tolist() == [0, 0, 3, 73, 74, 74, 107]
     rays, starts, lengths = flat(t0, 0.5 * t0, counts)
     assert torch.equal(ray[:107].long(), rays)
     torch.testing.assert_close(middle[:107], starts + 0.5 * lengths)
     assert torch.equal(dt[:107], lengths)
+
+
+@pytest.mark.parametrize(
+    ("room", "offset"), [(72, [0, 0, 3, 3, 3, 3, 3]), (73, [0, 0, 3, 73, 73, 73, 73]), (2, [0] * 7)]
+)
+def test_where_there_is_no_room_the_last_rays_have_no_samples(room: int, offset: list[int]) -> None:
+    from lightfold.ops.triton.march import pack
+
+    counts = torch.tensor([0, 3, 70, 1, 0, 33], dtype=torch.int32)
+    t0 = torch.rand(6, 70, generator=torch.Generator().manual_seed(0))
+    found, ray, middle, _ = (t.cpu() for t in pack(*on_device(t0, 0.5 * t0, counts), room=room))
+    assert found.tolist() == offset and len(ray) == room
+    rays, starts, lengths = flat(t0, 0.5 * t0, counts)
+    assert torch.equal(ray[: offset[-1]].long(), rays[: offset[-1]])
+    torch.testing.assert_close(middle[: offset[-1]], (starts + 0.5 * lengths)[: offset[-1]])
+
+
+def test_room_for_just_what_there_is() -> None:
+    from lightfold.ops.triton.march import pack
+
+    counts = torch.tensor([2, 0, 1], dtype=torch.int32)
+    offset, ray, *_ = (t.cpu() for t in pack(*on_device(torch.rand(3, 5), torch.rand(3, 5), counts), room=None))
+    assert offset.tolist() == [0, 2, 2, 3] and ray.tolist() == [0, 0, 2]
 
 
 def test_random_numbers_are_the_native_ones() -> None:

@@ -13,6 +13,7 @@ from test_radiance import CASES, GRID, SIZE, Case, expected_of, field_of, parame
 from torch import Tensor
 
 from lightfold.ops import Loss, Radiance, Tracing, density_at, render_rays, train_rays
+from lightfold.ops.march import Varying, varying
 
 pytestmark = NEEDS_TRITON
 
@@ -100,6 +101,40 @@ def test_gradient_in_place() -> None:
     assert (touched[flat.reshape(-1, 16).ne(0).any(dim=1)] == 1).all()
     with pytest.raises(RuntimeError, match="twice"):
         loss.backward()
+
+
+def test_step_lengths_and_seed_are_read_on_the_device() -> None:
+    """Bit for bit as from the host, and whatever the host says."""
+    field, rays, target = moved(field_of(torch.float32, True)), batch(20, torch.float32), target_of(20, torch.float32)
+    from_host, said = there(tracing_of(cascades=2, step=0.11, cone=0.04)), there(tracing_of(cascades=2))
+    numbers = Varying(*(t.to(DEVICE) for t in varying(0.11, 0.04, 2**61 + 5)))
+    with kernels():
+        expected = train_rays(field, from_host, *rays, target.to(DEVICE), seed=2**61 + 5)
+        ours = train_rays(field, said, *rays, target.to(DEVICE), seed=1, varying=numbers)
+    assert torch.equal(ours.loss, expected.loss) and torch.equal(ours.picture.rgb, expected.picture.rgb)
+    assert int(ours.picture.evaluated) == int(expected.picture.evaluated) > 20
+    if DEVICE.type == "cpu":
+        with pytest.raises(ValueError, match="varying: expected None, as native kernels"):
+            train_rays(field, said, *rays, target, seed=1, varying=numbers)
+
+
+def test_rays_beyond_the_room_get_no_samples() -> None:
+    """The first rays are as if there were no others; the last show their background, and teach nothing."""
+    field, rays, target = moved(field_of(torch.float32)), batch(12, torch.float32), target_of(12, torch.float32)
+    target, tracing = target.to(DEVICE), there(tracing_of("full", peak=torch.zeros(SIZE**3)))
+    with kernels():
+        whole = train_rays(field, tracing, *rays, target, seed=1)
+        half = train_rays(field, tracing, *(t[:6] for t in rays), target[:6], seed=1)
+        room = int(half.picture.evaluated) + 3
+        ours = train_rays(field, replace(tracing, room=room), *rays, target, seed=1)
+        roomy = train_rays(field, replace(tracing, room=10**9), *rays, target, seed=1)
+    assert 0 < int(half.picture.evaluated) == int(ours.picture.evaluated) < int(whole.picture.evaluated)
+    assert torch.equal(ours.picture.rgb[:6], half.picture.rgb) and torch.equal(ours.picture.rgb[6:], rays[4][6:])
+    assert_near(roomy.loss.detach().cpu(), whole.loss.detach().cpu(), "loss")
+    gradients = torch.autograd.grad(12 * ours.loss, parameters(field))
+    expected = torch.autograd.grad(6 * half.loss, parameters(field))
+    for i, (a, b) in enumerate(zip(gradients, expected, strict=True)):
+        assert_near(a.cpu(), b.cpu(), f"gradient {i}", 10)
 
 
 @pytest.mark.parametrize("unbounded", [pytest.param(False, marks=pytest.mark.slow), True], ids=["bounded", "unbounded"])

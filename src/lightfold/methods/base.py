@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -289,3 +289,33 @@ class HasDistance(Protocol):
 
     def sdf_at(self, points: Tensor) -> Tensor:
         """Signed distance [N] to the surface in scene units, positive outside. A learnt one is nearly a distance."""
+
+
+# --- steps that can be recorded -------------------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """What a step takes from the scene and from chance: all in which it differs from others of its kind."""
+
+    kind: tuple[Any, ...]
+    """What decides the shapes of its tensors, and which operations it takes; can be the key of a dict."""
+    tensors: tuple[Tensor, ...]
+    """On the method's device."""
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """A method whose steps on a GPU can be recorded and launched again (see `recording`): `loss` in two parts."""
+
+    stats: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """See `Method.device`."""
+
+    def drawn(self, scene: Scene, step: int, rng: Generator) -> Drawn:
+        """The inputs of a step."""
+
+    def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
+        """The loss terms of these inputs, by operations on the device alone that read nothing from the host but what
+        `Drawn.kind` tells. Values of `stats` are tensors there, or the same for all steps of the kind."""

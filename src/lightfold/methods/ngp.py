@@ -12,8 +12,10 @@ pyramid in straight ones, so that the background needs no larger table.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,13 +25,20 @@ from ..cameras import Camera
 from ..errors import ConfigError
 from ..fields import OccupancyGrid
 from ..ops import HashGrid, Radiance, Tracing
-from ..ops.march import cell_of
+from ..ops.backend import TRITON_DEVICES
+from ..ops.march import Varying, cell_of, varying
 from ..optim import Adam, Group, constant, exponential_after
 from ..rays import Box
-from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
+from .base import Drawn, Image, Method, asked, check_ranges, earlier, picture, ray_chunks
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
+
+
+ROOM = 2
+"""Times the batch that a GPU has memory for samples: a batch is as large as asked for on average only."""
+NOTCHES = 4
+"""Numbers of rays, between one and its double, that a GPU is given."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ class NGP(Method):
             "touched", torch.zeros((self.table.numel() + 15) // 16, dtype=torch.uint8), persistent=False
         )
         self._field: Radiance | None = None
-        self._block: tuple[int, list[tuple[Tensor, ...]]] | None = None
+        self._block: tuple[int, Any] | None = None
 
     def groups(self) -> list[Group]:
         """The table moves sparsely and faster than the networks; both decay alike. It has no momentum: a row that few
@@ -188,9 +197,14 @@ class NGP(Method):
     def training_tracing(self, step: int) -> Tracing:
         """How rays walk in training. Every fourth step's samples feed the occupancy grid's peaks. A ray ends where so
         little light is left that no sample behind could be kept."""
-        o, c, widen = self.occupancy, self.config, float(self.widen)
-        peak, stop = o.peak if step % 4 == 0 else None, max(1e-4, c.keep)
-        return Tracing(o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, peak, stop, c.keep)
+        return self._training_tracing(step % 4 == 0, float(self.widen))
+
+    def _training_tracing(self, listens: bool, widen: float) -> Tracing:
+        o, c = self.occupancy, self.config
+        return Tracing(
+            o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, o.peak if listens else None,
+            stop=max(1e-4, c.keep), keep=c.keep, room=ROOM * c.batch,
+        )  # fmt: skip
 
     def rendering_tracing(self) -> Tracing:
         """How rays walk in a picture: with steps three quarters as long as in training where those are long, and more
@@ -204,29 +218,49 @@ class NGP(Method):
         A random background behind both picture and truth makes transparency costly wherever the truth is opaque, and
         opacity costly wherever it is not: no other loss on opacity is needed.
         """
+        if self.device.type in TRITON_DEVICES:
+            return self.loss_of(self.drawn(scene, step, rng))
+        batch = self.batch(scene, step, rng)
+        background = devices.sent(torch.rand(len(batch[0]), 3, generator=rng), self.device)
+        return self._loss((*batch, background), self.training_tracing(step), seed_of(rng), None)
+
+    def drawn(self, scene: Scene, step: int, rng: Generator) -> Drawn:
+        """A batch and its backgrounds in one piece of memory, step lengths and the seed, all on the device."""
+        row = self.row(scene, step, rng)
+        tracing = self.training_tracing(step)
+        lengths, start = (devices.sent(t, self.device) for t in varying(tracing.step, tracing.cone, seed_of(rng)))
+        return Drawn((len(row), tracing.peak is not None), (row, lengths, start))
+
+    def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
+        """The loss of such inputs."""
+        row, lengths, start = drawn.tensors
+        _, listens = drawn.kind
+        return self._loss(_pieces(row), self._training_tracing(listens, 1.0), 1, Varying(lengths, start))
+
+    def _loss(
+        self, batch: tuple[Tensor, ...], tracing: Tracing, seed: int, varying: Varying | None
+    ) -> dict[str, Tensor]:
         c = self.config
-        if step == 0 and self.info.has_alpha:
-            self.occupancy.carve(scene)
         if self.table.grad is None:  # somebody's zero_grad has thrown it away
             self.table.grad = torch.zeros_like(self.table)
-        origin, direction, near, far, rgb, alpha = self.batch(scene, step, rng)
-        background = devices.sent(torch.rand(len(rgb), 3, generator=rng), self.device)
+        origin, direction, near, far, rgb, alpha, background = batch
         target = torch.lerp(background, rgb, alpha[:, None]) if self.info.has_alpha else rgb
         with self.computing():
             result = ops.train_rays(
                 self.field(),
-                self.training_tracing(step),
+                tracing,
                 origin,
                 direction,
                 near,
                 far,
                 background,
                 target,
-                seed=int(torch.randint(1, 2**62, (1,), generator=rng)),
+                seed=seed,
                 huber=c.huber,
                 distortion=c.distortion,
                 table_gradient=self.table.grad,
                 touched=self.touched,
+                varying=varying,
             )
         self.stats = {
             "rays": len(rgb),
@@ -238,18 +272,41 @@ class NGP(Method):
 
     def batch(self, scene: Scene, step: int, rng: Generator) -> tuple[Tensor, ...]:
         """This step's origins, directions, near, far, colours and opacities, cut from a block of BLOCK steps that is
-        drawn at once: drawing costs hardly more for all of them.
+        drawn at once: drawing costs hardly more for all of them."""
+
+        def cut(drawn: tuple[Tensor, ...], seed: int) -> list[tuple[Tensor, ...]]:
+            there = [devices.sent(t.contiguous(), self.device) for t in drawn]
+            return list(zip(*(t.chunk(self.BLOCK) for t in there), strict=True))
+
+        return tuple(self._of_block(scene, step, rng, cut))
+
+    def row(self, scene: Scene, step: int, rng: Generator) -> Tensor:
+        """The same for a GPU, with backgrounds and in one piece (see `_pieces`): one copy moves it."""
+
+        def cut(drawn: tuple[Tensor, ...], seed: int) -> Tensor:
+            there = [devices.sent(t, self.device) for t in drawn]
+            # On the device itself: the host needs longer for a block's than a GPU for its steps.
+            chance = torch.Generator(self.device).manual_seed(seed)
+            background = torch.rand(len(drawn[0]), 3, generator=chance, device=self.device)
+            return torch.cat([t.reshape(self.BLOCK, -1) for t in (*there, background)], dim=1)
+
+        row: Tensor = self._of_block(scene, step, rng, cut)
+        return row
+
+    def _of_block(self, scene: Scene, step: int, rng: Generator, cut: Callable[[tuple[Tensor, ...], int], Any]) -> Any:
+        """A step's part of its block, which `cut` makes of what is drawn, and of a seed for more.
 
         The block comes from a generator of its first step, so that a resumed run draws the same; from another than the
         step's own, or its backgrounds would follow its pixels.
         """
+        if step == 0 and self.info.has_alpha:
+            self.occupancy.carve(scene)
         block, place = divmod(step, self.BLOCK)
         if self._block is None or self._block[0] != block:
             pixels = scene.pixels(int(self.rays) * self.BLOCK, earlier(rng, place + 2**31))
             rays = pixels.rays
             drawn = (rays.origin, rays.direction, rays.near, rays.far, pixels.rgb, pixels.alpha)
-            there = [devices.sent(t.contiguous(), self.device) for t in drawn]
-            self._block = block, list(zip(*(t.chunk(self.BLOCK) for t in there), strict=True))
+            self._block = block, cut(drawn, earlier(rng, place + 2**30).initial_seed())
         return self._block[1][place]
 
     def after_step(self, step: int, optim: Adam) -> None:
@@ -283,8 +340,12 @@ class NGP(Method):
         return self.config.batch * min(grown, 1.0)
 
     def _whole_groups(self, rays: float) -> int:
-        """A number of rays that the kernels' tasks divide evenly, within reason."""
-        return min(max(round(rays / 64), 1), max(128, self.config.batch // 256)) * 64
+        """A number of rays that the kernels' tasks divide evenly, within reason; on a GPU one of few, as each has a
+        recording of its own (`recording`)."""
+        groups = min(max(round(rays / 64), 1), max(128, self.config.batch // 256))
+        if self.device.type in TRITON_DEVICES:
+            groups = round(2.0 ** (round(NOTCHES * math.log2(groups)) / NOTCHES))
+        return groups * 64
 
     def halve_batch(self) -> str | None:
         """As usual, and at once: the number of rays would follow only later."""
@@ -353,6 +414,19 @@ class NGP(Method):
         """As usual; what was drawn belongs to the old state."""
         self.forget_drawn()
         return super().load_state_dict(state_dict, strict, assign)
+
+
+def seed_of(rng: Generator) -> int:
+    """A seed for the kernels; not 0, which stands for none."""
+    return int(torch.randint(1, 2**62, (1,), generator=rng))
+
+
+def _pieces(row: Tensor) -> tuple[Tensor, ...]:
+    """Origins, directions, near, far, colours, opacities and backgrounds of R rays, that lie one after the other."""
+    widths = (3, 3, 1, 1, 3, 1, 3)
+    rays = len(row) // sum(widths)
+    parts = row.split([width * rays for width in widths])
+    return tuple(part if width == 1 else part.view(rays, width) for part, width in zip(parts, widths, strict=True))
 
 
 def _layer(outputs: int, inputs: int) -> nn.Parameter:

@@ -25,12 +25,15 @@ def adam_(
     weight_decay: float = 0.0,
     sparse: bool = False,
     touched: Tensor | None = None,
+    rates: Tensor | None = None,
 ) -> None:
     """Update `value` and both moments, all of one shape, and set `gradient` to zero.
 
     Without momentum, where betas[0] is 0, there is no first moment and `first` is None. `step` counts from 1.
     `touched` (uint8, one byte for every 16 values, as `train_rays` fills it) names the lines that can hold a gradient;
-    others are not even read, and its bytes are cleared. It requires `sparse`.
+    others are not even read, and its bytes are cleared. It requires `sparse`. `rates`, for kernels of a GPU alone, are
+    those of `corrected` on the device, of the values' type: read there instead of `step` and `lr`, so that a recorded
+    launch finds those of its step.
     """
     if step < 1:
         raise ValueError(f"step: expected at least 1, got {step}")
@@ -48,6 +51,8 @@ def adam_(
             )
     marks = () if touched is None else (touched,)
     way = route("adam", value, gradient, *moments.values(), *marks)
+    if rates is not None and (way != "triton" or rates.shape != (2,) or rates.dtype != value.dtype):
+        raise ValueError(f"rates: expected None, or {value.dtype} [2] on a GPU, got {rates.dtype} {tuple(rates.shape)}")
     if way == "reference":
         adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
         if touched is not None:
@@ -66,6 +71,7 @@ def adam_(
             weight_decay=weight_decay,
             sparse=sparse,
             touched=touched,
+            rates=rates,
         )
         return
     kernel("adam", value, gradient, *moments.values())(
@@ -82,6 +88,11 @@ def adam_(
         sparse,
         0 if touched is None else touched.data_ptr(),
     )
+
+
+def corrected(step: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
+    """The learning rate over the bias of the first moment, and one over that of the second: what a step counts for."""
+    return lr / (1 - betas[0] ** step), 1 / (1 - betas[1] ** step)
 
 
 def adam_reference_(
@@ -101,7 +112,8 @@ def adam_reference_(
     full = gradient + weight_decay * value
     m = full if first is None else torch.where(live, first + (1 - betas[0]) * (full - first), first)
     v = torch.where(live, second + (1 - betas[1]) * (full * full - second), second)
-    change = lr / (1 - betas[0] ** step) * m / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+    rate, root = corrected(step, lr, betas)
+    change = rate * m / ((v * root).sqrt() + eps)
     value.copy_(torch.where(live, value - change, value))
     if first is not None:
         first.copy_(m)

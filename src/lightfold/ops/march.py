@@ -8,12 +8,33 @@ it. One bit per cell, block-major: 64 bits are a 4x4x4 block, whose word index r
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import LightfoldError
 from .backend import core, gpu, kernel, route
+
+
+class Varying(NamedTuple):
+    """How rays walk, as numbers on the device: what may differ each time that a recorded step is launched."""
+
+    lengths: Tensor
+    """[2] the shortest step, and how much a step grows with distance."""
+    start: Tensor
+    """[1] int64, `seed_start` of the seed."""
+
+
+def varying(step: float, cone: float, seed: int) -> Varying:
+    """These numbers on the CPU, to be sent."""
+    return Varying(torch.tensor([step, cone]), torch.tensor([seed_start(seed)]))
+
+
+def seed_start(seed: int) -> int:
+    """The part of the random numbers' hash that is the same for all rays, as a signed number of 64 bits."""
+    start = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & (2**64 - 1)
+    return start - 2**64 if start >= 2**63 else start
 
 
 def march(
@@ -235,7 +256,7 @@ def pack_bits(occupied: Tensor) -> Tensor:
 def random_unit(seed: int, index: int) -> float:
     """The kernels' counter-based random number in [0, 1)."""
     mask = 0xFFFFFFFFFFFFFFFF
-    x = (seed * 0x9E3779B97F4A7C15 + index * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & mask
+    x = (seed_start(seed) + index * 0xD1342543DE82EF95) & mask
     for _ in range(2):
         x ^= x >> 32
         x = x * 0xD6E8FEB86659FD93 & mask

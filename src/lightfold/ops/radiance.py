@@ -21,7 +21,7 @@ from torch import Tensor
 from .backend import core, empty, gpu, half_type, in_pairs, kernel, refuse_second_order, route
 from .composite import composite_reference, distance_at
 from .hash_encode import HashGrid, hash_encode_reference
-from .march import check_bits, check_cells, check_rays, march_reference
+from .march import Varying, check_bits, check_cells, check_rays, march_reference
 from .mlp import mlp_reference
 from .spherical_harmonics import spherical_harmonics_reference
 
@@ -116,6 +116,9 @@ class Tracing:
     """Transmittance below which a ray ends."""
     keep: float = 1e-3
     """Samples of smaller weight get neither colour nor gradient."""
+    room: int | None = None
+    """Samples that a batch of rays may have in all in training on a GPU, where memory for them is taken before their
+    number is known; where it does not suffice, the last rays get none. None: as many as there can be."""
 
     def __post_init__(self) -> None:
         for name, good in (("step", self.step > 0), ("cone", self.cone >= 0), ("most", 1 <= self.most <= 1 << 16)):
@@ -232,6 +235,7 @@ def train_rays(
     distortion: float = 0.0,
     table_gradient: Tensor | None = None,
     touched: Tensor | None = None,
+    varying: Varying | None = None,
 ) -> Loss:
     """Loss of a batch of rays against target [R, 3] (over the same background), with its gradient taken on the way.
 
@@ -243,12 +247,16 @@ def train_rays(
     With `table_gradient` given, the table's gradient is added to it in place during `backward()`, and lines that were
     written are marked in `touched` (see `adam_`): a table of millions of rows is then never swept, as a returned
     gradient would force. Otherwise it is returned as any gradient is.
+
+    With `varying`, which is for kernels of a GPU alone, step lengths and seed are read on the device.
     """
     for name, value in (("huber", huber), ("distortion", distortion)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
     rays = (origin, direction, near, far, background)
     way = route("train_rays", *rays, target, tracing.bits, *field.tensors())
+    if varying is not None and way != "triton":
+        raise ValueError(f"varying: expected None, as {way} kernels take step lengths and seed from the host")
     if way == "reference":
         picture = render_rays_reference(field, tracing, *rays, seed, distortion=distortion > 0)
         return _reference_loss(picture, target, huber, distortion)
@@ -263,11 +271,12 @@ def train_rays(
     if touched is not None and (touched.dtype != torch.uint8 or touched.numel() != lines):
         raise ValueError(f"touched: expected uint8 [{lines}], got {touched.dtype} {tuple(touched.shape)}")
     saved: dict[str, tuple[float, float, Picture]] = {}
-    weights = (*field.density, *field.colour)
-    function = _TrainRaysOnGPU if way == "triton" else _TrainRays
-    loss = function.apply(
-        field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, field.table, *weights
-    )
+    parameters = (field.table, *field.density, *field.colour)
+    how = (field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved)
+    if way == "triton":
+        loss = _TrainRaysOnGPU.apply(*how, varying, *parameters)
+    else:
+        loss = _TrainRays.apply(*how, *parameters)
     return Loss(loss, *saved["report"])
 
 
@@ -339,10 +348,11 @@ class _TrainRaysOnGPU(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, table, *weights
-    ):
+        ctx, field, tracing, rays, target, seed, huber, distortion, table_gradient, touched, saved, varying, table,
+        *weights,
+    ):  # fmt: skip
         kernels = _gpu(field, tracing, rays)
-        trained = kernels.train(field, tracing, rays, target, seed, huber, distortion, half_type(target))
+        trained = kernels.train(field, tracing, rays, target, seed, huber, distortion, half_type(target), varying)
         sums = trained.sums.sum(dim=0)
         count = rays[0].shape[0]
         terms, apart = max(3 * count, 1), sums[2] / max(count, 1)
@@ -365,7 +375,7 @@ class _TrainRaysOnGPU(torch.autograd.Function):
             # Marking each line that is written would cost more than the sweep that it saves a GPU.
             touched.fill_(1)
         returned = d_table if into is None else None
-        return *(None,) * 10, returned, *(d * upstream for d in (*trained.d_density, *trained.d_colour))
+        return *(None,) * 11, returned, *(d * upstream for d in (*trained.d_density, *trained.d_colour))
 
 
 def _gpu(field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...]):

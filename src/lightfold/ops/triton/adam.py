@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..adam import corrected
 from . import blocks, halves
 
 BLOCK = 1024
@@ -19,16 +20,17 @@ BLOCK = 1024
 def adam_(
     value: Tensor, gradient: Tensor, first: Tensor | None, second: Tensor, *,
     step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, sparse: bool,
-    touched: Tensor | None,
+    touched: Tensor | None, rates: Tensor | None,
 ) -> None:  # fmt: skip
     """One step, in place; gradient and touched are cleared."""
     n = value.numel()
     if n == 0:
         return
-    rate, root = lr / (1 - betas[0] ** step), 1 / (1 - betas[1] ** step)
-    numbers = [h for v in (rate, root, 1 - betas[0], 1 - betas[1], eps, weight_decay) for h in halves(v)]
+    numbers = [
+        h for v in (*corrected(step, lr, betas), 1 - betas[0], 1 - betas[1], eps, weight_decay) for h in halves(v)
+    ]
     _adam_kernel[(blocks(n, BLOCK),)](
-        value, gradient, first, second, touched, n, *numbers, SPARSE=sparse, BLOCK=BLOCK, num_warps=4
+        value, gradient, first, second, touched, rates, n, *numbers, SPARSE=sparse, BLOCK=BLOCK, num_warps=4
     )
     if touched is not None:
         # Not in the kernel: a thread that is late would find the mark cleared that its neighbour has read.
@@ -37,7 +39,7 @@ def adam_(
 
 @triton.jit
 def _adam_kernel(
-    value, gradient, first, second, touched, n,
+    value, gradient, first, second, touched, rates, n,
     rate_high, rate_low, root_high, root_low, new1_high, new1_low, new2_high, new2_low, eps_high, eps_low,
     decay_high, decay_low, SPARSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -47,7 +49,10 @@ def _adam_kernel(
         live = live & (tl.load(touched + i // 16, mask=live, other=0) != 0)
     g = tl.load(gradient + i, mask=live, other=0.0)
     dtype: tl.constexpr = g.dtype
-    rate, root = tl.cast(rate_high, dtype) + rate_low, tl.cast(root_high, dtype) + root_low
+    if rates is not None:
+        rate, root = tl.load(rates), tl.load(rates + 1)
+    else:
+        rate, root = tl.cast(rate_high, dtype) + rate_low, tl.cast(root_high, dtype) + root_low
     new1, new2 = tl.cast(new1_high, dtype) + new1_low, tl.cast(new2_high, dtype) + new2_low
     eps, decay = tl.cast(eps_high, dtype) + eps_low, tl.cast(decay_high, dtype) + decay_low
     if SPARSE:

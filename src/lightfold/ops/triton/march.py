@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backend import empty
+from ..march import Varying, seed_start
 from . import blocks, halves
 
 LANES = 32
@@ -29,24 +30,35 @@ PACK_RAYS = 4
 def march(
     origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, bits: Tensor, cascades: int, size: int,
     step: float, cone: float, most: int, seed: int, t0: Tensor, dt: Tensor, count: Tensor, first: int = 0,
+    varying: Varying | None = None,
 ) -> None:  # fmt: skip
-    """Fills t0 and dt [R, M], each up to count [R]. `first` is the number of the first ray, for its random shift."""
+    """Fills t0 and dt [R, M], each up to count [R]. `first` is the number of the first ray, for its random shift.
+    `varying` is read on the device instead of `step`, `cone` and `seed`, of which it then only counts whether they are
+    zero."""
     rays = origin.shape[0]
     if rays:
+        lengths, chosen = (None, None) if varying is None else varying
         _march_kernel[(blocks(rays, LANES),)](
             origin, direction, near, far, bits, t0, dt, count, rays, most, cascades, size, 2.0 ** (cascades - 1),
-            *halves(step), *halves(cone), _seed(seed), first, CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
+            *halves(step), *halves(cone), seed_start(seed), first, lengths, chosen,
+            CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
         )  # fmt: skip
 
 
-def pack(t0: Tensor, dt: Tensor, count: Tensor, exact: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Samples [R, M] of which each ray has count [R] -> offset [R + 1] int64, and one after the other [R M]: ray int32,
-    middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know. With `exact` it
-    waits to know, and there is room for just these."""
+def pack(t0: Tensor, dt: Tensor, count: Tensor, room: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Samples [R, M] of which each ray has count [R] -> offset [R + 1] int64, and one after the other [room]: ray
+    int32, middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know.
+
+    Where `room` does not suffice for all rays, the last ones have no samples. None: the host waits to know how many
+    there are, and there is room for just these.
+    """
     rays, most = t0.shape
     offset = torch.zeros(rays + 1, dtype=torch.int64, device=t0.device)
     torch.cumsum(count, 0, out=offset[1:])
-    room = int(offset[-1]) if exact else rays * most
+    if room is None:
+        room = int(offset[-1])
+    elif room < rays * most:
+        offset.clamp_(max=torch.where(offset <= room, offset, 0).amax())
     ray = torch.empty(room, dtype=torch.int32, device=t0.device)
     middle, length = empty((room,), t0), empty((room,), t0)
     if rays:
@@ -82,12 +94,6 @@ def raise_(
             bits, before, peak, allowed, points, density, threshold, n, cascades, size,
             FORGET=forget, POINTS=POINTS, num_warps=4,
         )  # fmt: skip
-
-
-def _seed(seed: int) -> int:
-    """The part of the random numbers' hash that is the same for all rays, as a signed number of 64 bits."""
-    start = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & (2**64 - 1)
-    return start - 2**64 if start >= 2**63 else start
 
 
 @triton.jit
@@ -162,7 +168,7 @@ def _leave(o, d, inverse, low, span, half, width, leave):
 @triton.jit(do_not_specialize=["start", "first", "most"])
 def _march_kernel(
     origin, direction, nears, fars, bits, t_out, dt_out, counts, rays, most, cascades, size, outer,
-    step_high, step_low, cone_high, cone_low, start, first,
+    step_high, step_low, cone_high, cone_low, start, first, lengths, chosen,
     CONE: tl.constexpr, JITTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     ray = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
@@ -176,7 +182,11 @@ def _march_kernel(
     near = tl.load(nears + ray, mask=there, other=0.0)
     far = tl.load(fars + ray, mask=there, other=0.0)
     dtype: tl.constexpr = ox.dtype
-    step, cone = tl.cast(step_high, dtype) + step_low, tl.cast(cone_high, dtype) + cone_low
+    if lengths is not None:
+        step, cone = tl.load(lengths).to(dtype), tl.load(lengths + 1).to(dtype)
+        start = tl.load(chosen)
+    else:
+        step, cone = tl.cast(step_high, dtype) + step_low, tl.cast(cone_high, dtype) + cone_low
 
     # A ray that is no line has no samples: pixels beyond the rim of a fisheye's disc, for one. What is not a number
     # differs from itself, and what is infinite differs from itself less itself.

@@ -4,9 +4,9 @@
     and back:  shade -> colour network -> density network -> (in `backward()`) scatter into the table
 
 `train` waits for nothing: how many samples there are, and how many of them are kept, are numbers on the device, and
-buffers have room for the most there can be (rays times `Tracing.most`, about one kilobyte each; what is not used is
-neither written nor read). `render` waits once for each `RAYS_AT_ONCE` rays, to make buffers of the right size: a
-picture's rays may have a thousand samples, and have a few dozen.
+buffers have room for the most there may be (`Tracing.room`, about one kilobyte each). What is not used is neither
+written nor read, but costs programs that find nothing to do. `render` waits once for each `RAYS_AT_ONCE` rays, to make
+buffers of the right size: a picture's rays may have a thousand samples, and have a few dozen.
 
 The fused single pass of the CPU exists to keep activations in cache. A GPU has other means: instant-ngp's authors found
 separate kernels faster for training, fusion faster for pictures.
@@ -30,6 +30,7 @@ from .mlp import WIDEST, backward, fits, forward
 from .spherical_harmonics import spherical_harmonics
 
 if TYPE_CHECKING:
+    from ..march import Varying
     from ..radiance import Radiance, Tracing
 
 RAYS_AT_ONCE = 1 << 24
@@ -105,7 +106,7 @@ def render(
     for begin in range(0, count, at_once):
         part = slice(begin, begin + at_once)
         *lines, background = (t[part] for t in rays)
-        seen = _see(field, tracing, lines, seed, begin, half, exact=True)
+        seen = _see(field, tracing, lines, seed, begin, half, room=None)
         colour = empty((seen.kept.weight.shape[0], 3), rgb)
         forward(seen.kept.colour_in, field.colour, colour, half, seen.kept.total)
         _shade(seen, colour, background, rgb[part], opacity[part], depth[part], median[part], None)
@@ -115,14 +116,15 @@ def render(
 
 def train(
     field: Radiance, tracing: Tracing, rays: tuple[Tensor, ...], target: Tensor, seed: int, huber: float,
-    distortion: float, half: torch.dtype | None,
+    distortion: float, half: torch.dtype | None, varying: Varying | None,
 ) -> Trained:  # fmt: skip
     """A batch's picture, loss and gradients, which are those of 3 R times the loss: half precision, in which networks
     multiply them, has no numbers as small as those of a mean over many rays."""
     *lines, background = rays
     count = lines[0].shape[0]
-    seen = _see(field, tracing, lines, seed, 0, half, exact=False)
-    kept, room = seen.kept, seen.kept.weight.shape[0]
+    room = count * tracing.most if tracing.room is None else min(tracing.room, count * tracing.most)
+    seen = _see(field, tracing, lines, seed, 0, half, room, varying)
+    kept = seen.kept
     geometry = field.density[-1].shape[0]
     colour = empty((room, 3), target)
     forward(kept.colour_in, field.colour, colour, half, kept.total)
@@ -148,19 +150,20 @@ def scatter_gradient(field: Radiance, trained: Trained, factor: Tensor, d_table:
 
 
 def _see(
-    field: Radiance, tracing: Tracing, lines: list[Tensor], seed: int, first: int, half: torch.dtype | None, exact: bool
-) -> Seen:
-    """Everything up to the colour network. `first` is the number of the first ray, which its jitter depends on;
-    `exact` makes buffers as large as needed, and waits to know how large that is."""
+    field: Radiance, tracing: Tracing, lines: list[Tensor], seed: int, first: int, half: torch.dtype | None,
+    room: int | None, varying: Varying | None = None,
+) -> Seen:  # fmt: skip
+    """Everything up to the colour network. `first` is the number of the first ray, which its jitter depends on; for
+    `room` see `pack`, for `varying` see `march`."""
     origin, direction, near, far = lines
     rays, most = origin.shape[0], tracing.most
     t0, dt = empty((rays, most), origin), empty((rays, most), origin)
     counts = torch.empty(rays, dtype=torch.int32, device=origin.device)
     march(
         origin, direction, near, far, tracing.bits, tracing.cascades, tracing.size, tracing.step, tracing.cone, most,
-        seed, t0, dt, counts, first,
+        seed, t0, dt, counts, first, varying,
     )  # fmt: skip
-    offset, ray, middle, length = pack(t0, dt, counts, exact)
+    offset, ray, middle, length = pack(t0, dt, counts, room)
     total, room = offset[-1:], ray.shape[0]
     unit = empty((room, 3), origin)
     if room:

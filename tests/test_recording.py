@@ -1,0 +1,206 @@
+"""recording.py: a step that is recorded and launched again is the step that it would have been.
+
+Under Triton's interpreter the graph is a tape (`tape`), which repeats what was done to the same memory; on a GPU it is
+the GPU's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gpu_checks import DEVICE, NEEDS_TRITON, kernels
+from methods.test_ngp import SMALL, model_of
+from painted_ball import PaintedBall
+from tape import Tape
+from torch import Tensor, nn
+
+from lightfold import devices
+from lightfold.guard import Guard
+from lightfold.methods.base import Drawn, Recordable, step_generator
+from lightfold.methods.ngp import NGP, NGPConfig
+from lightfold.optim import Adam, Group, exponential_after
+from lightfold.recording import Recorder, total
+
+TINY = replace(
+    SMALL, batch=128, samples=2, log2_rows=8, levels=2, width=8, geometry=8, grid_bounded=16, step_bounded=0.3,
+    probes=60, final_lr=0.1, plateau=0.0,
+)  # fmt: skip
+MAKE: Callable[[], Any] = devices.graphs(DEVICE) or Tape
+
+
+class Line(nn.Module):
+    """A recordable method of two numbers: y = a x + b, in plain PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(2, device=DEVICE))
+        self.stats: dict[str, Any] = {}
+        self.asked = 0
+
+    @property
+    def device(self) -> torch.device:
+        return DEVICE
+
+    def groups(self) -> list[Group]:
+        return [Group("all", [self.weights], 0.1, schedule=exponential_after(0.2, 0.1))]
+
+    def drawn(self, scene: Any, step: int, rng: torch.Generator) -> Drawn:
+        x = torch.rand(8 + step % 2, generator=rng)
+        return Drawn((len(x),), (x.to(DEVICE), (2 * x - 1).to(DEVICE)))
+
+    def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
+        self.asked += 1
+        x, y = drawn.tensors
+        error = (self.weights[0] * x + self.weights[1] - y).square()
+        self.stats = {"rays": len(x), "mse": error.mean().detach()}
+        return {"error": error.mean(), "size": 1e-4 * self.weights.square().sum()}
+
+
+def one_by_one(method: Any, scene: Any, steps: range) -> tuple[list[float], list[dict[str, float]]]:
+    """Losses and counts of a training whose steps are launched kernel by kernel."""
+    optim, guard = Adam(method.groups()), Guard(DEVICE)
+    optim.keep_rates(DEVICE)
+    losses, stats = [], []
+    for step in steps:
+        loss = total(method.loss_of(method.drawn(scene, step, step_generator(0, step))))
+        guard.backward(loss)
+        optim.step(step / 100)
+        losses.append(float(loss.detach()))
+        stats.append({name: float(value) for name, value in method.stats.items()})
+        if isinstance(method, NGP):
+            method.after_step(step, optim)
+    return losses, stats
+
+
+def recorded(
+    method: Any, scene: Any, steps: range, make: Callable[[], Any] = MAKE
+) -> tuple[list[float], list[dict[str, float]], Recorder]:
+    """The same by a recorder."""
+    optim = Adam(method.groups())
+    recorder = Recorder(method, optim, Guard(DEVICE), make)
+    losses, stats = [], []
+    with devices.apart(DEVICE):
+        for step in steps:
+            loss, terms = recorder.take(method.drawn(scene, step, step_generator(0, step)), step / 100)
+            assert float(loss) == pytest.approx(sum(float(term) for term in terms.values()))
+            losses.append(float(loss))
+            stats.append({name: float(value) for name, value in method.stats.items()})
+            if isinstance(method, NGP):
+                method.after_step(step, optim)
+    return losses, stats, recorder
+
+
+@NEEDS_TRITON
+class TestSteps:
+    def test_are_those_of_single_launches(self) -> None:
+        """Schedules go on, and two kinds take turns."""
+        with kernels():
+            expected, expected_stats = one_by_one(Line(), None, range(20))
+            method = Line()
+            losses, stats, recorder = recorded(method, None, range(20))
+        assert losses == pytest.approx(expected, rel=1e-5) and stats == [pytest.approx(row) for row in expected_stats]
+        assert losses[-1] < 0.6 * losses[0]
+        assert method.asked == 4 and recorder.refused is None  # Of each kind one launched, and one recorded.
+
+    @pytest.mark.slow
+    def test_of_ngp_are_those_of_single_launches(self) -> None:
+        """Widths, seeds, learning rates and numbers of rays differ from step to step, and every fourth raises peaks."""
+        scene = PaintedBall(bounded=True, views=12, side=8)
+        config, steps = replace(TINY, ramp=30), range(8, 20)
+        with kernels():
+            first, second = (model_of(scene, config).to(DEVICE) for _ in range(2))
+            for method in (first, second):
+                method.rays.fill_(64)
+                method.widen.fill_(1.3)
+            expected, expected_stats = one_by_one(first, scene, steps)
+            losses, stats, recorder = recorded(second, scene, steps)
+        assert recorder.refused is None and len({row["samples"] for row in stats}) > 5
+        exact = DEVICE.type == "cpu"
+        assert losses == (expected if exact else pytest.approx(expected, rel=1e-2)) and len(set(losses)) == len(steps)
+        assert stats == expected_stats or not exact
+        for (name, ours), theirs in zip(second.state_dict().items(), first.state_dict().values(), strict=True):
+            assert torch.equal(ours, theirs) or not exact, name
+
+    def test_go_on_one_by_one_where_recording_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Waits(Line):
+            def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
+                losses = super().loss_of(drawn)
+                self.stats["read"] = float(losses["error"].detach())
+                return losses
+
+        with kernels(), caplog.at_level(logging.WARNING):
+            expected, _ = one_by_one(Line(), None, range(8))
+            losses, _, recorder = recorded(Waits(), None, range(8))
+        assert losses == pytest.approx(expected, rel=1e-5)
+        assert recorder.refused is not None
+        assert [record.getMessage() for record in caplog.records] == [
+            f"Steps are launched kernel by kernel, as they could not be recorded: {recorder.refused}"
+        ]
+
+    def test_are_recorded_anew_when_a_parameter_has_moved(self) -> None:
+        method = Line()
+        optim = Adam(method.groups())
+        with kernels(), devices.apart(DEVICE):
+            recorder = Recorder(method, optim, Guard(DEVICE), MAKE)
+
+            def take(step: int) -> float:
+                return float(recorder.take(method.drawn(None, 2 * step, step_generator(0, step)), 0.0)[0])
+
+            for step in range(3):
+                take(step)
+            asked = method.asked
+            method.weights.data = torch.full((2,), 100.0, device=DEVICE)
+            assert take(3) > 100 and method.asked == asked + 1
+
+    def test_memory_that_is_short_is_for_the_trainer(self) -> None:
+        class Greedy(Line):
+            def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
+                if self.asked == 1:
+                    raise devices.OutOfMemory("no memory")
+                return super().loss_of(drawn)
+
+        method = Greedy()
+        with kernels(), devices.apart(DEVICE):
+            recorder = Recorder(method, Adam(method.groups()), Guard(DEVICE), MAKE)
+            drawn = method.drawn(None, 0, step_generator(0, 0))
+            recorder.take(drawn, 0.0)
+            with pytest.raises(devices.OutOfMemory):
+                recorder.take(drawn, 0.0)
+            recorder.forget()
+            method.asked = 2
+            assert torch.isfinite(recorder.take(drawn, 0.0)[0]) and recorder.refused is None
+
+
+@NEEDS_TRITON
+class TestTape:
+    """The stand-in is as strict as what it stands for."""
+
+    def test_recording_changes_nothing_and_replaying_does(self) -> None:
+        x, y = torch.ones(3), torch.zeros(2, 3)
+        tape = Tape()
+        tape.capture_begin()
+        z = (2 * x).add_(1.0)
+        y[1].copy_(z)
+        tape.capture_end()
+        assert float(y.sum()) == 0
+        x.fill_(5.0)
+        tape.replay()
+        assert y.tolist() == [[0.0] * 3, [11.0] * 3] and z.tolist() == [11.0] * 3
+
+    def test_to_look_is_refused(self) -> None:
+        tape = Tape()
+        tape.capture_begin()
+        with pytest.raises(RuntimeError, match="capturing"):
+            float(torch.ones(()) + 1)
+        tape.capture_end()
+
+
+def test_ngp_can_be_recorded_and_nobody_is_taken_for_what_they_are_not() -> None:
+    ball = PaintedBall(views=6, side=4)
+    assert isinstance(NGP(NGPConfig(log2_rows=4, grid_bounded=16), ball.info), Recordable)
+    assert not isinstance(nn.Linear(2, 2), Recordable)
