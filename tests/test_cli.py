@@ -656,7 +656,9 @@ def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.Monkey
         monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
         rows = dict(doctor.gpus())
         assert rows["--device cuda:1"].startswith("cuda:1 (Card 1), 80 GiB; kernels: " + told)
-        assert rows["  cuda:1"] == "precision bfloat16; options of ngp there: --model.batch 262144"
+        launched = "as a whole" if found else "kernel by kernel"
+        told = f"precision bfloat16; for ngp there: --model.batch 262144, and steps launched {launched}"
+        assert rows["  cuda:1"] == told
         assert rows["--device auto"].startswith(taken)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,23 @@ class TestGuard:
             groups[0].params[0].grad = None
             self.step(guard, groups, 1.0)
         assert float(guard.scale) == SCALE and float(groups[0].params[0].grad) == 1.0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_what_is_compiled_is_counted_and_what_is_found_is_not() -> None:
+    knobs = pytest.importorskip("triton.knobs", reason="this Triton does not tell").compilation
+    before, times = knobs.listener, SimpleNamespace(total=250_000)
+    with devices.Compilations() as compiled:
+        for cache_hit in (False, True, False):
+            knobs.listener(src=None, metadata={}, metadata_group={}, times=times, cache_hit=cache_hit)
+    assert (compiled.kernels, compiled.seconds) == (2, 0.5) and knobs.listener is before
+
+
+def test_a_device_without_graphs_is_launched_on_as_usual() -> None:
+    assert devices.graphs(devices.CPU) is None and devices.graph_pool(devices.CPU) is None
+    assert devices.graphs(torch.device("mps")) is None
+    with devices.apart(devices.CPU):
+        pass
 
 
 def test_who_gives_up_says_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def current(device: torch.device) -> Iterator[None]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until all that was started there is done."""
-    if device.type != "cpu":
+    if device.type in KINDS:
         getattr(torch, device.type).synchronize()
 
 
@@ -154,6 +155,14 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
         # Only from memory that cannot be paged out does a copy happen beside everything else.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def fetched(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU. From a GPU it is on its way there: `synchronize` before it is read."""
+    if tensor.device.type not in TRITON_DEVICES:
+        return tensor.cpu()
+    # Into memory that cannot be paged out, which is several times as fast, and kept by PyTorch for the next.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def number(value: Tensor) -> float | Tensor:
@@ -247,6 +256,31 @@ def begin_recording(graph: Any, pool: Any) -> None:
 def graph_pool(device: torch.device) -> Any:
     """Memory that recordings share, as no two of them run at a time; None for what has no graphs."""
     return getattr(torch, device.type).graph_pool_handle() if graphs(device) is not None else None
+
+
+class Compilations:
+    """Counts what Triton compiles inside `with`, and for how long: kernels that its cache has are none."""
+
+    def __init__(self) -> None:
+        self.kernels = 0
+        self.seconds = 0.0
+        self._listeners: Any = None
+
+    def __enter__(self) -> Compilations:
+        with suppress(ImportError, AttributeError):  # No Triton, or one that does not tell.
+            self._listeners = import_module("triton.knobs").compilation
+            self._before = self._listeners.listener
+            self._listeners.listener = self._heard
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listeners is not None:
+            self._listeners.listener = self._before
+
+    def _heard(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            self.kernels += 1
+            self.seconds += times.total / 1e6
 
 
 @contextmanager

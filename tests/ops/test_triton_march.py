@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from gpu_checks import DTYPES, NEEDS_TRITON, kernels, on_device
+from gpu_checks import DEVICE, DTYPES, NEEDS_TRITON, kernels, on_device
 from test_march import CASES, HOSTILE, SIZE, bits_of, cast, flat, rays_of, reference_case
 
 from lightfold.ops import march
@@ -94,12 +94,18 @@ def test_where_there_is_no_room_the_last_rays_have_no_samples(room: int, offset:
     torch.testing.assert_close(middle[: offset[-1]], (starts + 0.5 * lengths)[: offset[-1]])
 
 
-def test_room_for_just_what_there_is() -> None:
-    from lightfold.ops.triton.march import pack
+@pytest.mark.parametrize("kind", ["random", "full", "empty"])
+def test_two_walks_find_what_one_does(kind: str) -> None:
+    from lightfold.ops.triton.march import Walk, march_exactly
 
-    counts = torch.tensor([2, 0, 1], dtype=torch.int32)
-    offset, ray, *_ = (t.cpu() for t in pack(*on_device(torch.rand(3, 5), torch.rand(3, 5), counts), room=None))
-    assert offset.tolist() == [0, 2, 2, 3] and ray.tolist() == [0, 0, 2]
+    rays, bits = on_device(*rays_of(40, torch.float32)), bits_of(kind).to(DEVICE)
+    with kernels():
+        t0, dt, count = march(*rays, bits, 1, SIZE, step=0.05, cone=0.01, most=30, seed=7)
+        offset, ray, middle, length = march_exactly(rays, Walk(bits, 1, SIZE, 0.05, 0.01, 30, 7))
+    expected_ray, starts, lengths = flat(t0.cpu(), dt.cpu(), count.cpu())
+    assert offset.tolist() == [0, *count.cpu().cumsum(0).tolist()] and torch.equal(ray.cpu().long(), expected_ray)
+    torch.testing.assert_close(middle.cpu(), starts + 0.5 * lengths)
+    assert torch.equal(length.cpu(), lengths)
 
 
 def test_random_numbers_are_the_native_ones() -> None:

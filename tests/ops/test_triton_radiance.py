@@ -141,7 +141,7 @@ def test_rays_beyond_the_room_get_no_samples() -> None:
 def test_pictures_equal_the_native_ones(unbounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightfold.ops.triton import radiance as here
 
-    monkeypatch.setattr(here, "RAYS_AT_ONCE", 20 * 25)  # So that a picture is marched in parts.
+    monkeypatch.setattr(here, "RAYS_AT_ONCE", 25)  # So that a picture is marched in parts.
     tracing = tracing_of(cascades=3 if unbounded else 1)
     native = render_rays(field_of(torch.float32, unbounded), tracing, *rays_of(40, torch.float32), seed=5)
     with kernels():

@@ -152,7 +152,9 @@ def gpus() -> list[tuple[str, str]]:
         precision = "bfloat16" if devices.half_type("auto", device) else "float32"
         size = devices.memory(device) or 0
         rows.append((f"--device {device}", f"{devices.title(device)}, {size / 2**30:.0f} GiB; kernels: {used}"))
-        rows.append((f"  {device}", f"precision {precision}; options of ngp there: {_options()}"))
+        launched = "as a whole" if lacking is None and devices.graphs(device) else "kernel by kernel"
+        told = f"precision {precision}; for ngp there: {_options()}, and steps launched {launched}"
+        rows.append((f"  {device}", told))
     taken = devices.choose()
     why = "" if taken != devices.CPU else "; MPS only when it is named, and other GPUs only with Triton"
     return [*rows, ("--device auto", f"{devices.title(taken)}{why}")]

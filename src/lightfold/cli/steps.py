@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,13 +188,18 @@ def train(
         where = "there too" if scene.holds_pictures else "in the machine's memory"
         console.say(f"Training on {devices.title(device)} in {precision}, with the pictures {where}.")
     onlooker = None if watch is None else watch(method)
+    compiled = devices.Compilations()
     try:
-        trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
+        with compiled if device.type in TRITON_DEVICES else nullcontext():
+            trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
     except KeyboardInterrupt:
         # On several machines it is torchrun that goes on.
         shared = "" if world is None or world.local_size < world.size else f" --devices {world.size}"
         raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{shared}") from None
     finally:
+        if compiled.kernels:
+            took = f"{compiled.kernels} kernels were compiled for {devices.title(device)} in {compiled.seconds:.0f} s"
+            console.say(f"{took}; they are kept, and the next training finds them.")
         for note in run.notes:
             console.remark(note)
 

@@ -102,9 +102,11 @@ class Image:
     normal: Tensor | None = None
     median_depth: Tensor | None = None
 
-    def to(self, device: torch.device) -> Image:
-        """On another device."""
-        return Image.merged([self], lambda planes: planes[0].to(device))
+    def cpu(self) -> Image:
+        """The same on the CPU."""
+        here = Image.merged([self], lambda planes: devices.fetched(planes[0]))
+        devices.synchronize(self.rgb.device)
+        return here
 
     @classmethod
     def merged(cls, parts: Sequence[Image], merge: Callable[[list[Tensor]], Tensor]) -> Image:
@@ -130,7 +132,7 @@ def picture(render: FunctionT) -> FunctionT:
         with torch.no_grad(), devices.current(method.device):
             while True:
                 with suppress(devices.OutOfMemory):
-                    return cast(Image, render(method, *arguments, **named)).to(devices.CPU)
+                    return cast(Image, render(method, *arguments, **named)).cpu()
                 # Only here are the tensors of the attempt gone.
                 if not method.halve_chunk():
                     remedy = "ask for a smaller picture, or say --device cpu"

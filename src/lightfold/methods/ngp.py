@@ -367,7 +367,8 @@ class NGP(Method):
         alpha, depth, median = (torch.empty(size, device=device) for _ in range(3))
         field, tracing = self.field(), self.rendering_tracing()
         near = self.info.near_for(camera)
-        for part, origin, direction in ray_chunks(camera, self.chunk(1 << 16), device):
+        at_once = 1 << (18 if device.type in TRITON_DEVICES else 16)
+        for part, origin, direction in ray_chunks(camera, self.chunk(at_once), device):
             n = len(origin)
             begin, end = torch.full((n,), near, device=device), torch.full((n,), self.info.far, device=device)
             if crop is not None:

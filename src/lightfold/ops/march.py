@@ -69,8 +69,9 @@ def march(
     dt = torch.empty((rays, most), dtype=origin.dtype, device=origin.device)
     count = torch.empty(rays, dtype=torch.int32, device=origin.device)
     if way == "triton":
-        walk = gpu("march", origin, direction, near, far).march
-        walk(origin, direction, near, far, bits, cascades, size, step, cone, most, seed, t0, dt, count)
+        kernels = gpu("march", origin, direction, near, far)
+        walk = kernels.Walk(bits, cascades, size, step, cone, most, seed)
+        kernels.march((origin, direction, near, far), walk, t0, dt, count)
         return t0, dt, count
     kernel("march", origin, direction, near, far)(
         cascades,

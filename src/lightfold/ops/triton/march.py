@@ -12,6 +12,9 @@ sum of the counts, and what follows reads the number of samples from their end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -27,37 +30,63 @@ POINTS = 128
 PACK_RAYS = 4
 
 
-def march(
-    origin: Tensor, direction: Tensor, near: Tensor, far: Tensor, bits: Tensor, cascades: int, size: int,
-    step: float, cone: float, most: int, seed: int, t0: Tensor, dt: Tensor, count: Tensor, first: int = 0,
-    varying: Varying | None = None,
+class Walk(NamedTuple):
+    """How rays walk; `first` is the number of the first ray, for its random shift. `varying` is read on the device
+    instead of `step`, `cone` and `seed`, of which it then only counts whether they are zero."""
+
+    bits: Tensor
+    cascades: int
+    size: int
+    step: float
+    cone: float
+    most: int
+    seed: int
+    first: int = 0
+    varying: Varying | None = None
+
+
+def march(rays: Sequence[Tensor], walk: Walk, t0: Tensor, dt: Tensor, count: Tensor) -> None:
+    """Fills t0 and dt [R, M], each up to count [R]. rays: origin, direction, near, far."""
+    _walk(rays, walk, t0, dt, count, None, None)
+
+
+def march_exactly(rays: Sequence[Tensor], walk: Walk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Samples of a picture's rays as from `pack`, with room for just these: they are counted in a first walk and
+    written in a second, as the most there can be is more than a GPU's memory holds. The host waits in between."""
+    origin = rays[0]
+    count = torch.empty(len(origin), dtype=torch.int32, device=origin.device)
+    _walk(rays, walk, None, None, count, None, None)
+    offset = _offsets(count)
+    room = int(offset[-1])
+    ray = torch.empty(room, dtype=torch.int32, device=origin.device)
+    middle, length = empty((room,), origin), empty((room,), origin)
+    if room:
+        _walk(rays, walk, middle, length, None, offset, ray)
+    return offset, ray, middle, length
+
+
+def _walk(
+    rays: Sequence[Tensor], walk: Walk, t: Tensor | None, dt: Tensor | None, count: Tensor | None,
+    offset: Tensor | None, ray: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fills t0 and dt [R, M], each up to count [R]. `first` is the number of the first ray, for its random shift.
-    `varying` is read on the device instead of `step`, `cone` and `seed`, of which it then only counts whether they are
-    zero."""
-    rays = origin.shape[0]
-    if rays:
-        lengths, chosen = (None, None) if varying is None else varying
-        _march_kernel[(blocks(rays, LANES),)](
-            origin, direction, near, far, bits, t0, dt, count, rays, most, cascades, size, 2.0 ** (cascades - 1),
-            *halves(step), *halves(cone), seed_start(seed), first, lengths, chosen,
-            CONE=cone > 0, JITTER=seed != 0, LANES=LANES, num_warps=1,
-        )  # fmt: skip
+    origin, direction, near, far = rays
+    if not len(origin):
+        return
+    lengths, start = (None, None) if walk.varying is None else walk.varying
+    _march_kernel[(blocks(len(origin), LANES),)](
+        origin, direction, near, far, walk.bits, t, dt, count, offset, ray, len(origin), walk.most, walk.cascades,
+        walk.size, 2.0 ** (walk.cascades - 1), *halves(walk.step), *halves(walk.cone), seed_start(walk.seed),
+        walk.first, lengths, start, CONE=walk.cone > 0, JITTER=walk.seed != 0, LANES=LANES, num_warps=1,
+    )  # fmt: skip
 
 
-def pack(t0: Tensor, dt: Tensor, count: Tensor, room: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pack(t0: Tensor, dt: Tensor, count: Tensor, room: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Samples [R, M] of which each ray has count [R] -> offset [R + 1] int64, and one after the other [room]: ray
-    int32, middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know.
-
-    Where `room` does not suffice for all rays, the last ones have no samples. None: the host waits to know how many
-    there are, and there is room for just these.
-    """
+    int32, middle, dt. Only the first offset[R] of these are filled; how many that is, the host need not know. Where
+    there is not enough room for all rays, the last ones have no samples."""
     rays, most = t0.shape
-    offset = torch.zeros(rays + 1, dtype=torch.int64, device=t0.device)
-    torch.cumsum(count, 0, out=offset[1:])
-    if room is None:
-        room = int(offset[-1])
-    elif room < rays * most:
+    offset = _offsets(count)
+    if room < rays * most:
         offset.clamp_(max=torch.where(offset <= room, offset, 0).amax())
     ray = torch.empty(room, dtype=torch.int32, device=t0.device)
     middle, length = empty((room,), t0), empty((room,), t0)
@@ -66,6 +95,13 @@ def pack(t0: Tensor, dt: Tensor, count: Tensor, room: int | None) -> tuple[Tenso
             t0, dt, offset, ray, middle, length, rays, most, RAYS=PACK_RAYS, CHUNK=32, num_warps=4
         )
     return offset, ray, middle, length
+
+
+def _offsets(count: Tensor) -> Tensor:
+    """Where each ray's samples begin, and where the last one's end: [R + 1] int64."""
+    offset = torch.zeros(len(count) + 1, dtype=torch.int64, device=count.device)
+    torch.cumsum(count, 0, out=offset[1:])
+    return offset
 
 
 def decay(bits: Tensor, peak: Tensor, cascades: int, size: int, factor: float, threshold: Tensor) -> None:
@@ -167,7 +203,7 @@ def _leave(o, d, inverse, low, span, half, width, leave):
 
 @triton.jit(do_not_specialize=["start", "first", "most"])
 def _march_kernel(
-    origin, direction, nears, fars, bits, t_out, dt_out, counts, rays, most, cascades, size, outer,
+    origin, direction, nears, fars, bits, t_out, dt_out, counts, offset, ray_out, rays, most, cascades, size, outer,
     step_high, step_low, cone_high, cone_low, start, first, lengths, chosen,
     CONE: tl.constexpr, JITTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -203,6 +239,8 @@ def _march_kernel(
         jitter = tl.full([LANES], 0.5, dtype)
     t += jitter * tl.maximum(step, cone * t)
 
+    if ray_out is not None:
+        begin = tl.load(offset + ray, mask=there, other=0)
     half = 0.5 * size
     found = tl.zeros([LANES], tl.int32)
     active = good & (t < far) & (found < most)
@@ -219,8 +257,13 @@ def _march_kernel(
         cell = cell_index(k, ix, iy, iz, size)
         word = tl.load(bits + (cell >> 6), mask=active, other=0)
         taken = active & (((word >> (cell & 63)) & 1) != 0)
-        tl.store(t_out + ray * most + found, t, mask=taken)
-        tl.store(dt_out + ray * most + found, dt, mask=taken)
+        if ray_out is not None:
+            tl.store(t_out + begin + found, middle, mask=taken)
+            tl.store(dt_out + begin + found, dt, mask=taken)
+            tl.store(ray_out + begin + found, ray.to(tl.int32), mask=taken)
+        elif t_out is not None:
+            tl.store(t_out + ray * most + found, t, mask=taken)
+            tl.store(dt_out + ray * most + found, dt, mask=taken)
         found += taken.to(tl.int32)
 
         # Leave the empty cell, or its whole block where that is empty, by whole steps.
@@ -244,7 +287,8 @@ def _march_kernel(
         # So far away that a step is lost to rounding, the walk ends.
         active = active & (after > t) & (after < far) & (found < most)
         t = after
-    tl.store(counts + ray, found, mask=there)
+    if counts is not None:
+        tl.store(counts + ray, found, mask=there)
 
 
 @triton.jit

@@ -25,7 +25,7 @@ from ..backend import empty
 from . import blocks
 from .composite import ray_range
 from .hash_encode import encode, scatter
-from .march import cell_at, march, pack
+from .march import Walk, cell_at, march, march_exactly, pack
 from .mlp import WIDEST, backward, fits, forward
 from .spherical_harmonics import spherical_harmonics
 
@@ -33,27 +33,28 @@ if TYPE_CHECKING:
     from ..march import Varying
     from ..radiance import Radiance, Tracing
 
-RAYS_AT_ONCE = 1 << 24
-"""Rays times most samples of a ray that a picture marches at once."""
+RAYS_AT_ONCE = 1 << 18
+"""Rays of a picture whose samples are in memory at once: some gigabytes where they are many."""
 RAYS = 4
 CHUNK = 32
 SAMPLES = 64
 
 
 class Kept(NamedTuple):
-    """Samples whose weight counts, ray after ray, the first `total` of the room: unit positions and features for the
-    way back, inputs of the colour network, and per sample weight, density, transmittance behind, distance, length."""
+    """Samples whose weight counts, ray after ray, the first `total` of the room: inputs of the colour network, and per
+    sample weight, distance, length; for the way back, None in a picture, unit positions, features, density, and
+    transmittance behind."""
 
     offset: Tensor
     total: Tensor
-    unit: Tensor
-    features: Tensor
     colour_in: Tensor
     weight: Tensor
-    sigma: Tensor
-    after: Tensor
     middle: Tensor
     length: Tensor
+    unit: Tensor | None
+    features: Tensor | None
+    sigma: Tensor | None
+    after: Tensor | None
 
 
 class Seen(NamedTuple):
@@ -102,9 +103,8 @@ def render(
     """Fills rgb [R, 3], opacity, depth and median [R]; samples evaluated and kept."""
     count = rays[0].shape[0]
     counts = torch.zeros(2, dtype=torch.int64, device=rgb.device)
-    at_once = max(RAYS_AT_ONCE // tracing.most, 1)
-    for begin in range(0, count, at_once):
-        part = slice(begin, begin + at_once)
+    for begin in range(0, count, RAYS_AT_ONCE):
+        part = slice(begin, begin + RAYS_AT_ONCE)
         *lines, background = (t[part] for t in rays)
         seen = _see(field, tracing, lines, seed, begin, half, room=None)
         colour = empty((seen.kept.weight.shape[0], 3), rgb)
@@ -139,6 +139,7 @@ def train(
             d_inputs, d_raw, d_geometry, kept.total, WIDTH=geometry, PAD=triton.next_power_of_2(geometry),
             INPUTS=geometry + 16, SAMPLES=SAMPLES, num_warps=4,
         )  # fmt: skip
+    assert kept.features is not None
     d_features = empty(tuple(kept.features.shape), target)
     d_density_weights = backward(kept.features, field.density, d_geometry, d_features, half, kept.total)
     return Trained(rgb, opacity, depth, sums, seen.evaluated, kept, d_density_weights, d_colour_weights, d_features)
@@ -146,6 +147,7 @@ def train(
 
 def scatter_gradient(field: Radiance, trained: Trained, factor: Tensor, d_table: Tensor) -> None:
     """Adds `factor` times the gradient of the table to d_table."""
+    assert trained.kept.unit is not None
     scatter(trained.kept.unit, trained.d_features, field.grid, d_table, trained.kept.total, factor)
 
 
@@ -153,17 +155,21 @@ def _see(
     field: Radiance, tracing: Tracing, lines: list[Tensor], seed: int, first: int, half: torch.dtype | None,
     room: int | None, varying: Varying | None = None,
 ) -> Seen:  # fmt: skip
-    """Everything up to the colour network. `first` is the number of the first ray, which its jitter depends on; for
-    `room` see `pack`, for `varying` see `march`."""
-    origin, direction, near, far = lines
+    """Everything up to the colour network. `first` and `varying` as in `Walk`; `room` as in `pack` in training; None in
+    a picture, which has room for just what is needed, and for which the host waits to know how much that is."""
+    trains = room is not None
+    origin, direction, *_ = lines
     rays, most = origin.shape[0], tracing.most
-    t0, dt = empty((rays, most), origin), empty((rays, most), origin)
-    counts = torch.empty(rays, dtype=torch.int32, device=origin.device)
-    march(
-        origin, direction, near, far, tracing.bits, tracing.cascades, tracing.size, tracing.step, tracing.cone, most,
-        seed, t0, dt, counts, first, varying,
+    walk = Walk(
+        tracing.bits, tracing.cascades, tracing.size, tracing.step, tracing.cone, most, seed, first, varying
     )  # fmt: skip
-    offset, ray, middle, length = pack(t0, dt, counts, room)
+    if room is None:
+        offset, ray, middle, length = march_exactly(lines, walk)
+    else:
+        t0, dt = empty((rays, most), origin), empty((rays, most), origin)
+        counts = torch.empty(rays, dtype=torch.int32, device=origin.device)
+        march(lines, walk, t0, dt, counts)
+        offset, ray, middle, length = pack(t0, dt, counts, room)
     total, room = offset[-1:], ray.shape[0]
     unit = empty((room, 3), origin)
     if room:
@@ -189,13 +195,12 @@ def _see(
     torch.cumsum(kept_counts, 0, out=kept_offset[1:])
     harmonics = empty((rays, 16), origin)
     spherical_harmonics(direction, harmonics)
-    kept = Kept(
-        kept_offset, kept_offset[-1:], empty((room, 3), origin), empty((room, field.grid.width), origin),
-        empty((room, width + 16), origin), *(empty((room,), origin) for _ in range(5)),
-    )  # fmt: skip
+    widths = (width + 16, None, None, None, *((3, field.grid.width, None, None) if trains else ()))
+    made = [empty((room,) if w is None else (room, w), origin) for w in widths]
+    kept = Kept(kept_offset, kept_offset[-1:], *made[:4], *(made[4:] or (None,) * 4))
     if room:
         _gather_kernel[(blocks(room, SAMPLES),)](
-            ray, rank, kept_offset, total, unit, features, geometry, harmonics, weight, sigma, after, middle, length,
+            ray, rank, kept_offset, total, geometry, harmonics, weight, middle, length, unit, features, sigma, after,
             *kept[2:], FEATURES=field.grid.width, FEATURES_PAD=triton.next_power_of_2(field.grid.width),
             WIDTH=width, PAD=triton.next_power_of_2(width), SAMPLES=SAMPLES, num_warps=4,
         )  # fmt: skip
@@ -308,8 +313,8 @@ def _move(source, into, i, to, live):
 
 @triton.jit
 def _gather_kernel(
-    rays, ranks, kept_offset, total, unit, features, geometry, harmonics, weight, sigma, after, middle, length,
-    unit_out, features_out, colour_in, weight_out, sigma_out, after_out, middle_out, length_out,
+    rays, ranks, kept_offset, total, geometry, harmonics, weight, middle, length, unit, features, sigma, after,
+    colour_in, weight_out, middle_out, length_out, unit_out, features_out, sigma_out, after_out,
     FEATURES: tl.constexpr, FEATURES_PAD: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     begin = tl.program_id(0).to(tl.int64) * SAMPLES
@@ -322,15 +327,16 @@ def _gather_kernel(
     live = there & (rank >= 0)
     ray = tl.load(rays + i, mask=live, other=0).to(tl.int64)
     to = tl.load(kept_offset + ray, mask=live, other=0) + rank
-    _copy(unit, unit_out, i, to, live, 3, 3, 4)
-    _copy(features, features_out, i, to, live, FEATURES, FEATURES, FEATURES_PAD)
     _copy(geometry, colour_in, i, to, live, WIDTH, WIDTH + 16, PAD)
     _copy(harmonics, colour_in + WIDTH, ray, to, live, 16, WIDTH + 16, 16)
     _move(weight, weight_out, i, to, live)
-    _move(sigma, sigma_out, i, to, live)
-    _move(after, after_out, i, to, live)
     _move(middle, middle_out, i, to, live)
     _move(length, length_out, i, to, live)
+    if unit_out is not None:
+        _copy(unit, unit_out, i, to, live, 3, 3, 4)
+        _copy(features, features_out, i, to, live, FEATURES, FEATURES, FEATURES_PAD)
+        _move(sigma, sigma_out, i, to, live)
+        _move(after, after_out, i, to, live)
 
 
 @triton.jit
