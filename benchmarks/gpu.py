@@ -41,11 +41,13 @@ from .record import captures, find_capture, parser, recorded
 SECTOR = 32
 """Bytes that a GPU reads at least from an address."""
 CASES = {
-    "lego, cold": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 30.0),
-    "lego, warm": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 90.0),
-    "fox, warm": ("fox", SceneConfig(downscale=4, split="every:8"), (25.0, 27.0, 28.5), 60.0),
+    "lego, cold": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 30.0, True),
+    "lego, warm": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 90.0, True),
+    "lego, kernel by kernel": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0), 12.0, False),
+    "fox, warm": ("fox", SceneConfig(downscale=4, split="every:8"), (25.0, 27.0, 28.5), 60.0, True),
 }
-"""Capture, how it is read, qualities in decibels, and the seconds to train; only the first two where it is quick."""
+"""Capture, how it is read, qualities in decibels, the seconds to train, and whether steps are recorded and launched as
+a whole; only the first three where it is quick."""
 QUICK = 12.0
 """Seconds to train where it is quick."""
 LOOK = 0.5
@@ -284,21 +286,26 @@ def marching(device: torch.device, n: int) -> dict[str, Any]:
 def trainings(device: torch.device, options: Any) -> dict[str, Any]:
     """All cases, in order; a capture that is not there is skipped and said to be."""
     results: dict[str, Any] = {}
-    for name, (capture, scene, goals, most) in list(CASES.items())[: 2 if options.quick else None]:
+    for name, (capture, scene, goals, most, record) in list(CASES.items())[: 3 if options.quick else None]:
         path = find_capture(options, capture)
         if path is None:
             print(f"{name} is skipped: there is no capture '{capture}' in {captures(options)}.")
             continue
         print(f"{name} ...", flush=True)
-        results[name] = train(path, scene, device, goals, QUICK if options.quick else most)
+        results[name] = train(path, scene, device, goals, QUICK if options.quick else most, record)
     return results
 
 
 def train(
-    capture: Path, scene_config: SceneConfig, device: torch.device, goals: tuple[float, ...], most: float
+    capture: Path,
+    scene_config: SceneConfig,
+    device: torch.device,
+    goals: tuple[float, ...],
+    most: float,
+    record: bool = True,
 ) -> dict[str, Any]:
     """Seconds until each quality is reached, and what was reached at the end."""
-    habits = TrainConfig(minutes=most / 60, eval_every=LOOK, checkpoint_every=0, device=str(device))
+    habits = TrainConfig(minutes=most / 60, eval_every=LOOK, checkpoint_every=0, device=str(device), record=record)
     config = RunConfig(str(capture.resolve()), METHOD, lookup(METHOD)[1], scene_config, habits)
     with tempfile.TemporaryDirectory() as folder:
         run, scene = steps.begin(config, Path(folder) / "run")

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from lightfold import ops
 from lightfold.ops import HashGrid, Radiance, Tracing, backend, hash_encode, mlp
-from lightfold.ops.march import grid_decay_, grid_raise_
+from lightfold.ops.march import grid_decay_, grid_raise_, varying
 
 
 class AbsentDevice:
@@ -57,6 +57,8 @@ def compile_only(target: GPUTarget) -> list[tuple[str, int]]:
 
 def launch_all() -> None:
     """Every kernel, in the variants that `ngp` and `neus` use."""
+    # Buffers that no kernel fills here hold ones, so that where there is something to count, there is something.
+    torch.empty = torch.ones  # type: ignore[assignment]
 
     def layers(*widths: int) -> tuple[torch.Tensor, ...]:
         return tuple(torch.zeros(o, i, requires_grad=True) for i, o in zip(widths, widths[1:], strict=False))
@@ -64,6 +66,7 @@ def launch_all() -> None:
     grid = HashGrid(levels=8, features=4, log2_rows=12)
     table = torch.zeros(grid.rows, 4, requires_grad=True)
     n = 1000
+    hash_encode(torch.zeros(1 << 14, 3), table, grid).sum().backward()  # So many that coarse levels have copies.
     for half in (None, torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype=half) if half else nullcontext():
             hash_encode(torch.zeros(n, 3), table, grid).sum().backward()
@@ -79,6 +82,7 @@ def launch_all() -> None:
     ops.composite(sigma, rgb, torch.zeros(n), torch.zeros(n), offset).colour.sum().backward()
     state = [torch.zeros(1024) for _ in range(4)]
     ops.adam_(*state, step=1, lr=0.1)
+    ops.adam_(*state, step=1, lr=0.1, rates=torch.ones(2))
     ops.adam_(*state, step=1, lr=0.1, sparse=True, touched=torch.zeros(64, dtype=torch.uint8))
 
     for cascades, size in ((1, 64), (5, 64)):
@@ -89,8 +93,11 @@ def launch_all() -> None:
         field = Radiance(grid, table, layers(32, 64, 16), layers(32, 64, 64, 3), cascades > 1, 1.0)
         tracing = Tracing(bits, cascades, size, 0.01, 1 / 256 if cascades > 1 else 0.0, 128, peak)
         rays = (torch.zeros(64, 3), torch.zeros(64, 3), torch.zeros(64), torch.zeros(64), torch.zeros(64, 3))
-        loss = ops.train_rays(field, tracing, *rays, torch.zeros(64, 3), seed=1, distortion=0.01).loss
-        loss.backward()
+        numbers = varying(0.01, tracing.cone, 1)
+        for told in (None, numbers):
+            loss = ops.train_rays(field, tracing, *rays, torch.zeros(64, 3), seed=1, distortion=0.01, varying=told).loss
+            loss.backward()
+        ops.render_rays(field, tracing, *rays)
 
 
 def main() -> None:

@@ -104,6 +104,20 @@ def test_nothing_waits_in_a_step_of_ngp() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_recorded_training_is_as_good_as_one_that_is_not(tmp_path: Path, ball: PaintedBall) -> None:
+    scores, seconds = [], []
+    for record in (True, False):
+        habits = TrainConfig(steps=200, eval_every=0, record=record)
+        run = Run.create(
+            tmp_path / f"run-{record}", RunConfig("/captures/ball", "ngp", SMALL, SceneConfig(), habits), ball.info
+        )
+        method = placed(NGP(SMALL, ball.info), "auto", GPU)
+        train(run, ball, method, habits, progress=False)  # type: ignore[arg-type]
+        scores.append(psnr(method.render(ball.info.cameras[0]).rgb, ball.truth(0)))
+        seconds.append(run.metrics()[-1]["seconds"])
+    assert min(scores) > 22 and abs(scores[0] - scores[1]) < 1.0, (scores, seconds)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_some_steps(name: str, ball: PaintedBall) -> None:
     cls = method_class(name)

@@ -13,8 +13,8 @@ instead of adding atomically.
 
 The gradient of the table is a sum at random places, by atomic additions in single precision; their order, and so the
 last bit, is chance. On coarse levels a whole batch adds to a few thousand rows, and the additions wait for each other:
-these levels, the first rows of the table, have `COPIES` copies, one for every program modulo their number, which are
-summed afterwards.
+these levels, the first rows of the table, have a launch of their own, into `COPIES` copies, one for every program
+modulo their number, which are summed afterwards.
 """
 
 from __future__ import annotations
@@ -107,15 +107,21 @@ def _scatter(
     if n == 0:
         return
     scale, numbers = _levels(grid, x.device, x.dtype)
-    crowded = [rows for rows, size in zip(grid.first_row[1:], grid.modulus, strict=True) if size <= COARSE_ROWS]
-    coarse = crowded[-1] if crowded and n >= CROWD else 0
-    copies = torch.zeros((COPIES, coarse, grid.features), dtype=d_table.dtype, device=x.device) if coarse else d_table
-    _scatter_kernel[(blocks(n, BLOCK), grid.levels)](
-        x, d_out, v, d_table, copies, coarse, scale, numbers, count, factor, n, grid.levels,
-        F=grid.features, LINE=grid.layout == "line", ALONG=along, COPIES=COPIES, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+    coarse = sum(size <= COARSE_ROWS for size in grid.modulus) if n >= CROWD else 0
+
+    def launch(into: Tensor, first: int, levels: int, copies: int) -> None:
+        _scatter_kernel[(blocks(n, BLOCK), levels)](
+            x, d_out, v, into, scale, numbers, count, factor, n, grid.levels, first, into.numel() // copies,
+            F=grid.features, LINE=grid.layout == "line", ALONG=along, COPIES=copies, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+
     if coarse:
-        d_table[:coarse] += copies.sum(dim=0)
+        rows = grid.first_row[coarse]
+        copies = torch.zeros((COPIES, rows, grid.features), dtype=d_table.dtype, device=x.device)
+        launch(copies, 0, coarse, COPIES)
+        d_table[:rows] += copies.sum(dim=0)
+    if coarse < grid.levels:
+        launch(d_table, coarse, grid.levels - coarse, 1)
 
 
 def _slope(x: Tensor, table: Tensor, d_out: Tensor, v: Tensor, grid: HashGrid, d_x: Tensor, along: bool) -> None:
@@ -257,15 +263,15 @@ def _blend_kernel(
     tl.store(out + point * (levels * F) + level * F + feature, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _scatter_kernel(
-    x, d_out, v, d_table, copies, coarse, scales, numbers, count, factor, n, levels,
+    x, d_out, v, into, scales, numbers, count, factor, n, levels, first, size,
     F: tl.constexpr, LINE: tl.constexpr, ALONG: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     point, live, any_live = _points(n, count, BLOCK)
     if not any_live:
         return
-    level = tl.program_id(1)
+    level = first + tl.program_id(1)
     scale, shape = _level(scales, numbers, level)
     cx, fx = _cell(x, point, live, 0, scale)
     cy, fy = _cell(x, point, live, 1, scale)
@@ -275,9 +281,8 @@ def _scatter_kernel(
     gradient = tl.load(d_out + point * (levels * F) + level * F + feature, mask=live, other=0.0)
     if factor is not None:
         gradient *= tl.load(factor)
-    into = d_table
-    if tl.load(numbers + level * 5 + 3) < coarse:
-        into = copies + (tl.program_id(0) % COPIES).to(tl.int64) * coarse * F
+    if COPIES > 1:
+        into += (tl.program_id(0) % COPIES).to(tl.int64) * size
     for k in tl.static_range(8):
         row = _row(cx, cy, cz, shape, k, LINE)
         change = _weight(fx, fy, fz, vx, vy, vz, scale, k, ALONG) * gradient

@@ -59,7 +59,7 @@ def forward(
     _forward_kernel[(blocks(n, block),)](
         x, tuple(weights), out, count, n,
         WIDTHS=widths, PADS=_pads(widths), LAYERS=len(weights), **_operands(half or x.dtype),
-        PRECISION=_precision(), BLOCK=block, num_warps=8 if wide else 4,
+        PRECISION=_precision(x), BLOCK=block, num_warps=8 if wide else 4,
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def backward(
     _backward_kernel[(programs,)](
         x, tuple(weights), d_out, d_x, partial, count, n, programs,
         WIDTHS=widths, PADS=pads, LAYERS=len(weights), **_operands(half or x.dtype),
-        PRECISION=_precision(), BLOCK=block, num_warps=16 if total > 1 << 14 else 8 if total > 1 << 12 else 4,
+        PRECISION=_precision(x), BLOCK=block, num_warps=16 if total > 1 << 14 else 8 if total > 1 << 12 else 4,
         num_stages=1,  # Prefetching weights, which the loop reads again and again, would only fill shared memory.
     )  # fmt: skip
     parts = partial.sum(dim=0).split(sizes)
@@ -105,7 +105,9 @@ def _operands(dtype: torch.dtype) -> dict[str, object]:
     return {"OPERAND": rounded, "FACTOR": tl.float32 if dtype == torch.bfloat16 and interpreted() else rounded}
 
 
-def _precision() -> str:
+def _precision(x: Tensor) -> str:
+    if x.dtype == torch.float64:
+        return "ieee"
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     # Products of three TF32 parts are as exact as those of single precision, and NVIDIA's matrix units do them; in true
@@ -118,6 +120,12 @@ def _rows(matrix, row, live, WIDTH: tl.constexpr, PAD: tl.constexpr):
     """Rows of a matrix, padded with zeros."""
     column = tl.arange(0, PAD)[None, :]
     return tl.load(matrix + row * WIDTH + column, mask=live & (column < WIDTH), other=0.0)
+
+
+@triton.jit
+def _zeros(OUT: tl.constexpr, IN: tl.constexpr, dtype: tl.constexpr):
+    # Triton before 3.7 takes no element of a tuple for a shape, save through a function's argument.
+    return tl.zeros([OUT, IN], dtype)
 
 
 @triton.jit
@@ -177,7 +185,7 @@ def _backward_kernel(
         n = tl.minimum(n, tl.load(count))
     sums = ()
     for i in tl.static_range(LAYERS):
-        sums = sums + (tl.zeros([PADS[i + 1], PADS[i]], x.dtype.element_ty),)
+        sums = sums + (_zeros(PADS[i + 1], PADS[i], x.dtype.element_ty),)
     for tile in range(tl.program_id(0), tl.cdiv(n, BLOCK), programs):
         row = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
         live = row < n
