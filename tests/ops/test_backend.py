@@ -53,6 +53,13 @@ class TestRoute:
         monkeypatch.setattr(backend, "find_spec", lambda name: object())
         assert backend.triton_lacks("cuda") is None and backend.triton_lacks("xpu") is None
         assert backend.triton_lacks("mps") == "Triton has no kernels for 'mps'"
+        for found, works in (("3.3.1", False), ("3.10.0+rocm7", True), (None, True), ("4.0", True)):
+            monkeypatch.setattr(backend, "triton_version", lambda found=found: found)
+            assert (backend.triton_lacks("cuda") is None) is works, found
+        monkeypatch.setattr(backend, "triton_version", lambda: "3.3.1")
+        assert backend.triton_lacks("xpu") == (
+            "Triton 3.3.1 does not compile the kernels: 3.4 does, which comes with PyTorch 2.8"
+        )
         monkeypatch.setattr(backend, "find_spec", lambda name: None)
         assert "pip install" in str(backend.triton_lacks("cuda"))
         assert not backend.interpreted()

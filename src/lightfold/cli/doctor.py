@@ -136,7 +136,7 @@ def _load() -> float | None:
 def gpus() -> list[tuple[str, str]]:
     """Every device that PyTorch sees: the kernels that run on it and why, and what training changes there."""
     from .. import devices
-    from ..ops.backend import triton_lacks
+    from ..ops.backend import triton_lacks, triton_version
 
     seen = [device for device in devices.present() if device != devices.CPU]
     if not seen:
@@ -145,7 +145,7 @@ def gpus() -> list[tuple[str, str]]:
     for device in seen:
         lacking = triton_lacks(device.type)
         used = (
-            f"Triton {_triton_version()}, compiled for the device when first used and kept in Triton's cache"
+            f"Triton {triton_version() or "of an unknown version"}, compiled for the device when first used and kept in Triton's cache"
             if lacking is None
             else f"plain PyTorch, which is slow, because {lacking}"
         )
@@ -168,12 +168,6 @@ def _options() -> str:
     default = next(iter(METHODS))
     sentence = for_gpu(default, lookup(default)[1])[1]
     return "as on the processor" if sentence is None else sentence.partition(": ")[2].partition(" (")[0]
-
-
-def _triton_version() -> str:
-    """PyTorch's builds for other makers' GPUs bring the package under other names."""
-    names = ("triton", "pytorch-triton-rocm", "pytorch-triton-xpu")
-    return next((version for name in names if (version := machine.package_version(name))), "of an unknown version")
 
 
 def caches(advice: list[str]) -> list[tuple[str, str]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 WAYS = ("native", "reference", "triton")
 TRITON_DEVICES = ("cuda", "xpu")
 """PyTorch's names of the devices that Triton compiles for; ROCm's GPUs call themselves "cuda" too."""
+
+OLDEST_TRITON = (3, 4)
+"""Before it, a kernel could not take the widths of its network as a constant tuple."""
 
 _wanted = "native"
 _noted: set[str] = set()
@@ -113,6 +118,18 @@ def triton_lacks(device: str) -> str | None:
         return f"Triton has no kernels for '{device}'"
     if find_spec("triton") is None:
         return 'Triton is not installed (`pip install "lightfold[gpu]"`)'
+    found = triton_version()
+    if found is not None and tuple(int(n) for n in re.findall(r"\d+", found)[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton {found} does not compile the kernels: {oldest} does, which comes with PyTorch 2.8"
+    return None
+
+
+def triton_version() -> str | None:
+    """Of the package that brings Triton: PyTorch's builds for other makers' GPUs have it under names of their own."""
+    for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton-xpu", "triton-xpu", "triton-windows"):
+        with suppress(PackageNotFoundError):
+            return version(name)
     return None
 
 
