@@ -192,6 +192,12 @@ class Method(nn.Module):
         first = next(self.parameters(), None)
         return devices.CPU if first is None else first.device
 
+    @property
+    def fixed_sizes(self) -> bool:
+        """Whether a training step also computes what counts for nothing: rays that miss the scene, and samples without
+        weight. A CPU leaves them out. How many there are, a host would have to wait for a GPU to tell."""
+        return self.device.type != "cpu"
+
     def computing(self) -> AbstractContextManager[Any]:
         """Around the evaluation of networks and tables, and nothing else: within it positions lose digits too."""
         if self.half_type is None:

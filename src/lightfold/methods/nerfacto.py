@@ -44,8 +44,8 @@ from ..losses import distortion, interlevel, mse
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..ops.radiance import to_unit
 from ..optim import Adam, Group, exponential_after
-from ..proposal import Spacing, median_distance, resample, weights_from_density
-from ..rays import Box, Rays
+from ..proposal import Spacing, above, median_distance, resample, weights_from_density
+from ..rays import Box, Rays, meeting, per_meeting
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
 from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
 
@@ -328,7 +328,9 @@ class Nerfacto(Method):
                 rays = self.poses.rays(rays)
         background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
         target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
-        hit, bounded = self.bound(rays)
+        hit, bounded = self.bound(rays, fixed=self.fixed_sizes)
+        # All means below are over the rays that meet the scene.
+        scale = per_meeting(bounded) if self.fixed_sizes else 1.0
         code = None if self.codes is None else self.codes.of(bounded.view)
         learning = step < self.ANNEALED or step % c.proposal_every == 0
         share = min(step / self.ANNEALED, 1.0)
@@ -336,16 +338,16 @@ class Nerfacto(Method):
         shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
         error = mse(shown, target)
         edges, weights = seen.levels[-1]
-        terms = {"colour": error, "distortion": c.distortion * distortion(edges, weights)}
+        terms = {"colour": error, "distortion": c.distortion * scale * distortion(edges, weights)}
         if learning:
             bounds = [interlevel(edges, weights, *level) for level in seen.levels[:-1]]
-            terms["proposals"] = torch.stack(bounds).sum()
+            terms["proposals"] = scale * torch.stack(bounds).sum()
         if self.poses is not None and step >= c.pose_delay and c.pose_penalty > 0:
             terms["poses"] = self.poses.penalty(c.pose_penalty, 0.1 * c.pose_penalty)
         if pixels.depth is not None:
-            known = depth_loss(c.depth_kind, weights, seen.edges, pixels.depth[hit], c.depth_spread)
-            terms["depth"] = c.depth * known
-        terms |= seen.normal_terms
+            known = torch.where(bounded.far > bounded.near, pixels.depth[hit], 0.0)
+            terms["depth"] = c.depth * depth_loss(c.depth_kind, weights, seen.edges, known, c.depth_spread)
+        terms |= {name: scale * term for name, term in seen.normal_terms.items()}
         per_ray = sum(c.proposal_samples) + c.samples
         self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": devices.number(error)}
         return terms
@@ -364,24 +366,23 @@ class Nerfacto(Method):
 
     # -- along rays ----------------------------------------------------------------------------------------------------
 
-    def bound(self, rays: Rays, crop: Box | None = None) -> tuple[Tensor, Rays]:
-        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H]."""
+    def bound(self, rays: Rays, crop: Box | None = None, fixed: bool = False) -> tuple[Tensor, Rays]:
+        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H];
+        `fixed`: as in `rays.meeting`."""
         near, far = rays.near.clamp(min=1e-3), rays.far.clamp(max=self.info.far)
         for box in (CUBE if self.info.bounded else None, crop):
             if box is not None:
                 enter, leave = box.span(rays.origin.detach(), rays.direction.detach())
                 near, far = torch.maximum(near, enter), torch.minimum(far, leave)
-        # Pixels beyond a lens's rim have no direction.
-        finite = (rays.origin + rays.direction).detach().isfinite().all(-1)
-        hit = torch.nonzero((far > near) & finite)[:, 0]
-        return hit, replace(rays, near=near, far=far)[hit]
+        return meeting(replace(rays, near=near, far=far), fixed)
 
     def trace(
         self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
     ) -> Traced:
         """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
         c, count = self.config, len(rays)
-        edges_s, weights = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2), rays.near.new_ones(count, 1)
+        edges_s = torch.arange(2, dtype=rays.near.dtype, device=rays.near.device).expand(count, 2)
+        weights = torch.ones_like(edges_s[:, 1:])
         levels = []
         # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
         fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
@@ -402,13 +403,11 @@ class Nerfacto(Method):
         weights = weights_from_density(density.view(count, c.samples), edges)
         levels.append((edges_s, weights))
         # Colour only where it counts.
-        flat = weights.reshape(-1)
-        kept = torch.nonzero(flat.detach() > c.keep)[:, 0]
-        ray = torch.div(kept, c.samples, rounding_mode="floor")
+        weight, kept, ray = above(weights, c.keep, self.fixed_sizes and rng is not None)
+        features, weight = geometry.index_select(0, kept), weight[:, None]
         of_ray = spherical_harmonics(rays.direction)
         if code is not None:
             of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
-        features, weight = geometry.index_select(0, kept), flat.index_select(0, kept)[:, None]
         with self.computing():
             colour = self.field.colour(features, of_ray.index_select(0, ray))
         rgb = weight.new_zeros(count, 3).index_add(0, ray, weight * colour)

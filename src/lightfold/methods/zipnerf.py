@@ -44,8 +44,8 @@ from ..geometry import contract_cube_isotropic
 from ..losses import charbonnier, distortion, mse, spline_interlevel
 from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
 from ..optim import Adam, Group, exponential_after, warm_up
-from ..proposal import Spacing, median_distance, power, resample, weights_from_density
-from ..rays import Box, Rays
+from ..proposal import Spacing, above, median_distance, power, resample, weights_from_density
+from ..rays import Box, Rays, meeting, per_meeting
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
 from ..spaces import BOX, Bounded, Unbounded
 from .base import Image, Method, asked, check_ranges, picture
@@ -206,9 +206,9 @@ def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, T
         mirrored = torch.arange(edges.shape[1] - 1, device=edges.device) % 2
         turn = mirrored * (math.pi / 6.0)
     else:
-        drawn = torch.rand(2, *middle.shape, generator=rng, device=rng.device).to(edges.device)
+        drawn = devices.sent(torch.rand(2, *middle.shape, generator=rng, device=rng.device), edges.device)
         mirrored, turn = (drawn[0] < 0.5).long(), 2.0 * math.pi * drawn[1]
-    places = (math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype, device=edges.device)
+    places = devices.sent((math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype), edges.device)
     angle = places[mirrored] + turn[..., None]
     distance = (rays.radius[:, None, None] * t * math.sqrt(0.5)).detach()
     right, up = (axis[:, None, None] for axis in across(rays.direction))
@@ -220,7 +220,7 @@ def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, T
 @torch.no_grad()
 def across(direction: Tensor) -> tuple[Tensor, Tensor]:
     """Two unit vectors [R, 3] at right angles to each direction [R, 3] and to each other."""
-    away = F.one_hot(direction.abs().argmin(-1), 3).to(direction)
+    away = torch.zeros_like(direction).scatter_(-1, direction.abs().argmin(-1, keepdim=True), 1.0)
     right = F.normalize(torch.linalg.cross(direction, away), dim=-1)
     return right, torch.linalg.cross(direction, right)
 
@@ -435,7 +435,9 @@ class ZipNeRF(Method):
                 rays = self.poses.rays(rays)
         background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
         target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
-        hit, bounded = self.bound(rays)
+        hit, bounded = self.bound(rays, fixed=self.fixed_sizes)
+        # All means below are over the rays that meet the scene.
+        scale = per_meeting(bounded) if self.fixed_sizes else 1.0
         code = None if self.codes is None else self.codes.of(bounded.view)
         learning = step < c.annealed or step % c.proposal_every == 0
         share = min(step / c.annealed, 1.0)
@@ -445,14 +447,14 @@ class ZipNeRF(Method):
         grids = [self.field.cones]
         terms = {
             "colour": (mse if c.colour_loss == "mse" else charbonnier)(shown, target),
-            "distortion": c.distortion * distortion(self.measured(seen), weights),
+            "distortion": c.distortion * scale * distortion(self.measured(seen), weights),
         }
         if learning:
             bounds = [
                 spline_interlevel(edges, weights, *proposal, radius)
                 for proposal, radius in zip(proposals, c.blur, strict=True)
             ]
-            terms["proposals"] = c.interlevel * torch.stack(bounds).sum()
+            terms["proposals"] = c.interlevel * scale * torch.stack(bounds).sum()
             grids += [proposal.cones for proposal in self.proposals]
         if c.decay > 0:
             terms["decay"] = c.decay * torch.cat([grid.squares() for grid in grids]).sum()
@@ -472,25 +474,22 @@ class ZipNeRF(Method):
 
     # -- along rays ----------------------------------------------------------------------------------------------------
 
-    def bound(self, rays: Rays, crop: Box | None = None) -> tuple[Tensor, Rays]:
-        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H]."""
+    def bound(self, rays: Rays, crop: Box | None = None, fixed: bool = False) -> tuple[Tensor, Rays]:
+        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H];
+        `fixed`: as in `rays.meeting`."""
         near, far = rays.near, rays.far
         if crop is not None:
             enter, leave = crop.span(rays.origin.detach(), rays.direction.detach())
             near, far = torch.maximum(near, enter), torch.minimum(far, leave)
         bounded = self.space.bound(replace(rays, near=near, far=far))
-        # Pixels beyond a lens's rim have no direction.
-        finite = (rays.origin + rays.direction).detach().isfinite().all(-1)
-        hit = torch.nonzero((bounded.far > bounded.near) & finite)[:, 0]
-        near, far = bounded.near.detach(), bounded.far.detach()
-        return hit, replace(bounded, near=near, far=far)[hit]
+        return meeting(replace(bounded, near=bounded.near.detach(), far=bounded.far.detach()), fixed)
 
     def trace(
         self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
     ) -> Traced:
         """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
         c, count = self.config, len(rays)
-        edges_s = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2)
+        edges_s = torch.arange(2, dtype=rays.near.dtype, device=rays.near.device).expand(count, 2)
         weights = torch.ones_like(edges_s[:, 1:])
         levels = []
         # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
@@ -512,15 +511,13 @@ class ZipNeRF(Method):
         weights = weights_from_density(density.view(count, c.samples), edges)
         levels.append((edges_s, weights))
         # Colour only where it counts.
-        flat = weights.reshape(-1)
-        kept = torch.nonzero(flat.detach() > c.keep)[:, 0]
-        ray = torch.div(kept, c.samples, rounding_mode="floor")
+        weight, kept, ray = above(weights, c.keep, self.fixed_sizes and rng is not None)
         of_ray = spherical_harmonics(rays.direction)
         if code is not None:
             of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
         with self.computing():
             colour = self.field.colour(geometry.index_select(0, kept), of_ray.index_select(0, ray))
-        rgb = rays.origin.new_zeros(count, 3).index_add(0, ray, flat.index_select(0, kept)[:, None] * colour)
+        rgb = rays.origin.new_zeros(count, 3).index_add(0, ray, weight[:, None] * colour)
         # The middle in s: that of the last interval in t may be hundreds of units behind what it holds.
         middle = self.spacing.t_from_s(0.5 * (edges_s[:, 1:] + edges_s[:, :-1]), rays.near, rays.far)
         return Traced(rgb, weights.sum(-1), (weights * middle).sum(-1), levels, edges)
