@@ -136,24 +136,31 @@ class Box:
 
 
 def meeting(
-    rays: Rays, fixed: bool = False, origin: Tensor | float = 0.0, direction: Tensor | float = 3**-0.5
+    rays: Rays, fixed: bool = False, origin: Tensor | None = None, direction: Tensor | None = None
 ) -> tuple[Tensor, Rays]:
-    """Those of R rays that meet the scene, and their indices [H].
+    """Indices [H] of those of R rays that meet the scene, and these rays.
 
     The scene lies between near and far, so a ray that ends where it begins, or before, misses it. So does one that has
     no direction, as pixels beyond a lens's rim.
 
     fixed: all rays instead, H = R, so that the host need not wait for a device to learn how many meet the scene. Those
-        that miss are replaced by one of no length (near = far), whose intervals have none and thereby no weight.
-    origin, direction: of that one, [3] or one number for all three.
+        that miss are replaced by a ray of no length, near = far: its intervals have none, and thereby no weight.
+    origin, direction: [3] of that ray; None: any.
     """
     hit = (rays.far > rays.near) & (rays.origin + rays.direction).detach().isfinite().all(-1)
     if not fixed:
         index = torch.nonzero(hit)[:, 0]
         return index, rays[index]
-    places = [torch.where(hit[:, None], *pair) for pair in ((rays.origin, origin), (rays.direction, direction))]
-    lengths = [torch.where(hit, length, 1.0) for length in (rays.radius, rays.near, rays.far)]
-    return torch.arange(len(rays), device=hit.device), Rays(*places, *lengths, rays.view)
+    origin = rays.origin.new_zeros(3) if origin is None else origin
+    direction = rays.direction.new_full((3,), 3**-0.5) if direction is None else direction
+    return torch.arange(len(rays), device=hit.device), Rays(
+        origin=torch.where(hit[:, None], rays.origin, origin),
+        direction=torch.where(hit[:, None], rays.direction, direction),
+        radius=torch.where(hit, rays.radius, 1.0),
+        near=torch.where(hit, rays.near, 1.0),
+        far=torch.where(hit, rays.far, 1.0),
+        view=rays.view,
+    )
 
 
 def per_meeting(rays: Rays) -> Tensor:
