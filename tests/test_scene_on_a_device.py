@@ -38,6 +38,7 @@ def assert_same(there: Pixels, here: Pixels) -> None:
 def test_the_same_pixels_for_the_same_generator(
     held: bool, direct: bool, sample: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And nothing of them is waited for."""
     monkeypatch.setattr(scenes, "memory", lambda device: 1 << 30)
     if not direct:
         monkeypatch.setattr(scenes, "MAX_DIRECTIONS", 10)
