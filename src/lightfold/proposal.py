@@ -157,6 +157,12 @@ def median_distance(edges_s: Tensor, weights: Tensor, near: Tensor, far: Tensor,
     return spacing.t_from_s(inverse_cdf(edges_s, weights, half), near, far)[:, 0]
 
 
+def annealing(fraction: float, slope: float = 10.0) -> float:
+    """Exponent on a proposal's weights when a fraction of the training is done (mip-NeRF 360, equation 18): 0 at the
+    start, where rays are cut evenly, whatever a network says that has learned nothing; then soon 1."""
+    return slope * fraction / ((slope - 1.0) * fraction + 1.0)
+
+
 @torch.no_grad()
 def resample(
     edges_s: Tensor,

@@ -36,7 +36,7 @@ from ..cameras import Camera
 from ..errors import ConfigError
 from ..losses import charbonnier, distortion, interlevel, mse
 from ..optim import Adam, Group, constant, exponential_after, warm_up
-from ..proposal import median_distance, resample, weights_from_density
+from ..proposal import annealing, median_distance, resample, weights_from_density
 from ..rays import Box, Rays, per_meeting
 from ..spaces import space_of
 from .base import Image, Method, asked, picture
@@ -312,12 +312,6 @@ class Traced:
     def over(self, background: Tensor) -> Tensor:
         """Colours [R, 3] in front of a background [3]. The only place where a background enters."""
         return self.rgb + (1.0 - self.alpha)[:, None] * background
-
-
-def annealing(fraction: float, slope: float = 10.0) -> float:
-    """Exponent on the proposal's weights when a fraction of the training is done (equation 18): 0 at the start, where
-    rays are cut evenly, whatever a network says that has learned nothing; then soon 1."""
-    return slope * fraction / ((slope - 1.0) * fraction + 1.0)
 
 
 class MipNeRF360(Method):
