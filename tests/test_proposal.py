@@ -15,6 +15,7 @@ from torch import Tensor
 from lightfold.proposal import (
     ENDLESS,
     Spacing,
+    above,
     dilate,
     inverse_power,
     median_distance,
@@ -155,6 +156,23 @@ class TestWeights:
     def test_wrong_shapes_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"edges_t \[R, n \+ 1\], got \[2, 4\] and \[2, 4\]"):
             weights_from_density(torch.zeros(2, 4), torch.zeros(2, 4))
+
+
+class TestAbove:
+    weights = torch.tensor([[0.1, 0.5, 0.2], [0.0, 0.3, 0.05]])
+
+    def test_samples_that_weigh_enough(self) -> None:
+        weight, place, ray = above(self.weights, 0.1)
+        assert place.tolist() == [1, 2, 4] and ray.tolist() == [0, 0, 1]
+        torch.testing.assert_close(weight, torch.tensor([0.5, 0.2, 0.3]))
+
+    def test_the_others_weigh_nothing_where_sizes_are_fixed(self) -> None:
+        weights = self.weights.clone().requires_grad_()
+        weight, place, ray = above(weights, 0.1, fixed=True)
+        assert place.tolist() == [0, 1, 2, 3, 4, 5] and ray.tolist() == [0, 0, 0, 1, 1, 1]
+        torch.testing.assert_close(weight.detach(), torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0]))
+        weight.sum().backward()
+        assert weights.grad is not None and weights.grad.tolist() == [[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
 
 
 class TestDilate:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightfold.cameras import Camera, Lens
-from lightfold.rays import Rays, Samples, ndc_rays, sample_pdf, stratified
+from lightfold.rays import Rays, Samples, meeting, ndc_rays, per_meeting, sample_pdf, stratified
 
 
 def some_rays(rng: torch.Generator, count: int = 6, dtype: torch.dtype = torch.float64) -> Rays:
@@ -63,6 +63,38 @@ class TestRays:
     def test_shapes_that_do_not_fit_are_refused(self, fields: dict[str, Tensor]) -> None:
         with pytest.raises(ValueError, match="Rays: expected"):
             Rays(**fields)
+
+
+class TestMeeting:
+    near, far = torch.tensor([1.0, 2.0, 1.0, 0.5]), torch.tensor([2.0, 2.0, 3.0, math.inf])
+
+    def rays(self) -> Rays:
+        """The second has no length, the third no direction."""
+        direction = torch.tensor([[0.0, 0.0, 1.0]]).repeat(4, 1)
+        direction[2] = torch.nan
+        return Rays(torch.ones(4, 3), direction, torch.full((4,), 0.1), self.near, self.far, torch.arange(4))
+
+    def test_those_that_miss_are_left_out(self) -> None:
+        index, rays = meeting(self.rays())
+        assert index.tolist() == rays.view.tolist() == [0, 3]
+        assert rays.near.tolist() == [1.0, 0.5] and rays.far.tolist() == [2.0, math.inf]
+        assert [len(part) for part in meeting(self.rays()[1:3])] == [0, 0]
+
+    def test_or_have_no_length_where_sizes_are_fixed(self) -> None:
+        index, rays = meeting(self.rays(), fixed=True)
+        assert index.tolist() == rays.view.tolist() == [0, 1, 2, 3]
+        assert (rays.far > rays.near).tolist() == [True, False, False, True]
+        torch.testing.assert_close(rays.direction.norm(dim=-1), torch.ones(4))
+        forward = torch.tensor([0.6, 0.0, 0.8])
+        _, rays = meeting(self.rays(), True, torch.zeros(3), forward)
+        assert torch.equal(rays.direction[1:3], forward.expand(2, 3)) and not rays.origin[1:3].any()
+        assert torch.equal(rays.direction[0], torch.tensor([0.0, 0.0, 1.0])) and bool(rays.origin[0].all())
+
+    def test_a_mean_over_all_becomes_one_over_those_that_meet(self) -> None:
+        _, rays = meeting(self.rays(), fixed=True)
+        values = torch.where(rays.far > rays.near, torch.tensor([3.0, 9.0, 9.0, 5.0]), 0.0)
+        assert float(per_meeting(rays) * values.mean()) == 4.0
+        assert math.isfinite(float(per_meeting(rays[1:3])))
 
 
 class TestSamples:

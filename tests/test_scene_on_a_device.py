@@ -9,6 +9,7 @@ import pytest
 import torch
 from elsewhere import DEVICE, Elsewhere
 
+from lightfold import devices
 from lightfold import scene as scenes
 from lightfold.cameras import Lens
 from lightfold.formats import open_capture
@@ -37,6 +38,7 @@ def assert_same(there: Pixels, here: Pixels) -> None:
 def test_the_same_pixels_for_the_same_generator(
     held: bool, direct: bool, sample: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And nothing of them is waited for."""
     monkeypatch.setattr(scenes, "memory", lambda device: 1 << 30)
     if not direct:
         monkeypatch.setattr(scenes, "MAX_DIRECTIONS", 10)
@@ -46,10 +48,14 @@ def test_the_same_pixels_for_the_same_generator(
         info = replace(sample.info, cameras=tuple(distorted))
         sample = Scene(info, sample._pictures, sample._frames)
     here = sample.pixels(200, torch.Generator().manual_seed(3))
-    with Elsewhere():
+    monkeypatch.setattr(devices, "TRITON_DEVICES", (DEVICE.type,))
+    with Elsewhere() as elsewhere:
         placed = sample.on(DEVICE, share=1.0 if held else 0.0)
         assert placed.holds_pictures == held
-        assert_same(placed.pixels(200, torch.Generator().manual_seed(3)), here)
+        elsewhere.waits.clear()
+        there = placed.pixels(200, torch.Generator().manual_seed(3))
+        assert elsewhere.waits == []
+        assert_same(there, here)
         view = placed.view(0)
         assert view.rgb.device == view.alpha.device == torch.device("cpu")
 

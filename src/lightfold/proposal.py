@@ -17,6 +17,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from .devices import sent
 from .rays import inverse_cdf
 
 ENDLESS = 1e10
@@ -71,6 +72,10 @@ class Spacing(Enum):
         return torch.where(g < 0.5, 2.0 * g, 0.5 / (1.0 - g.clamp(min=0.5)))
 
     def _check(self, near: Tensor, far: Tensor) -> None:
+        """Raises ValueError for ends that the curve does not take. Not on a device, for whose answer the host would
+        have to wait: those are the rays of a method, which bounds them to what its curve takes (see `spaces`)."""
+        if near.device.type != "cpu":
+            return
         if self is Spacing.LINEAR and bool(far.isinf().any()):
             raise ValueError("far: expected finite distances for even steps in distance, got infinity")
         if self is Spacing.RECIPROCAL and bool((near <= 0).any()):
@@ -126,6 +131,21 @@ def weights_from_density(density: Tensor, edges_t: Tensor, opaque_last: bool = F
     return torch.exp(-before) * stops
 
 
+def above(weights: Tensor, least: float, fixed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The K of R n samples whose weight [R, n] is more than `least`: weights [K], places among the R n, and rays.
+
+    What becomes of the others cannot be seen, so costly networks are asked about these alone.
+
+    fixed: all samples instead, K = R n, the others with a weight of 0, so that the host need not wait for a device to
+        learn how many there are.
+    """
+    flat = weights.reshape(-1)
+    counts = flat.detach() > least
+    place = torch.arange(len(flat), device=flat.device) if fixed else torch.nonzero(counts)[:, 0]
+    chosen = torch.where(counts, flat, 0.0) if fixed else flat.index_select(0, place)
+    return chosen, place, torch.div(place, weights.shape[1], rounding_mode="floor")
+
+
 @torch.no_grad()
 def median_distance(edges_s: Tensor, weights: Tensor, near: Tensor, far: Tensor, spacing: Spacing) -> Tensor:
     """Distances [R] before which half of what rays see lies, from edges [R, n + 1] in s and weights [R, n].
@@ -135,6 +155,12 @@ def median_distance(edges_s: Tensor, weights: Tensor, near: Tensor, far: Tensor,
     """
     half = weights.new_full((len(weights), 1), 0.5)
     return spacing.t_from_s(inverse_cdf(edges_s, weights, half), near, far)[:, 0]
+
+
+def annealing(fraction: float, slope: float = 10.0) -> float:
+    """Exponent on a proposal's weights when a fraction of the training is done (mip-NeRF 360, equation 18): 0 at the
+    start, where rays are cut evenly, whatever a network says that has learned nothing; then soon 1."""
+    return slope * fraction / ((slope - 1.0) * fraction + 1.0)
 
 
 @torch.no_grad()
@@ -231,6 +257,6 @@ def _one_jitter(like: Tensor, n: int, rng: torch.Generator | None) -> Tensor:
     place = torch.arange(n, dtype=like.dtype, device=like.device)
     if rng is None:
         return ((place + 0.5) / n).expand(rows, n)
-    jitter = torch.rand(rows, 1, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
+    jitter = sent(torch.rand(rows, 1, generator=rng, dtype=like.dtype, device=rng.device), like.device)
     # The sum may round up to n; the half-open interval must stay half-open.
     return ((place + jitter) / n).clamp(max=1.0 - torch.finfo(like.dtype).eps)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .devices import sent
+
 _ZERO, _INFINITY, _UNKNOWN = torch.tensor(0.0), torch.tensor(math.inf), torch.tensor(-1)
 
 
@@ -124,7 +126,7 @@ class Box:
 
         Slabs: a ray is inside all three pairs of walls from its last entry to its first exit.
         """
-        affine = self.box_from_world.to(direction)
+        affine = sent(self.box_from_world.to(direction.dtype), direction.device)
         origin = rays_origin @ affine[:, :3].T + affine[:, 3]
         along = direction @ affine[:, :3].T
         # A direction of exactly 0 could give 0 / 0; a tiny one gives huge distances of the right signs.
@@ -133,13 +135,47 @@ class Box:
         return torch.minimum(one, other).amax(dim=-1), torch.maximum(one, other).amin(dim=-1)
 
 
+def meeting(
+    rays: Rays, fixed: bool = False, origin: Tensor | None = None, direction: Tensor | None = None
+) -> tuple[Tensor, Rays]:
+    """Indices [H] of those of R rays that meet the scene, and these rays.
+
+    The scene lies between near and far, so a ray that ends where it begins, or before, misses it. So does one that has
+    no direction, as pixels beyond a lens's rim.
+
+    fixed: all rays instead, H = R, so that the host need not wait for a device to learn how many meet the scene. Those
+        that miss are replaced by a ray of no length, near = far: its intervals have none, and thereby no weight.
+    origin, direction: [3] of that ray; None: any.
+    """
+    hit = (rays.far > rays.near) & (rays.origin + rays.direction).detach().isfinite().all(-1)
+    if not fixed:
+        index = torch.nonzero(hit)[:, 0]
+        return index, rays[index]
+    origin = rays.origin.new_zeros(3) if origin is None else origin
+    direction = rays.direction.new_full((3,), 3**-0.5) if direction is None else direction
+    return torch.arange(len(rays), device=hit.device), Rays(
+        origin=torch.where(hit[:, None], rays.origin, origin),
+        direction=torch.where(hit[:, None], rays.direction, direction),
+        radius=torch.where(hit, rays.radius, 1.0),
+        near=torch.where(hit, rays.near, 1.0),
+        far=torch.where(hit, rays.far, 1.0),
+        view=rays.view,
+    )
+
+
+def per_meeting(rays: Rays) -> Tensor:
+    """The factor R / H that makes a mean over all R rays of a `meeting`, to which those that miss add nothing, one over
+    the H that meet the scene. Where all miss it is R, for there is nothing to multiply."""
+    return len(rays) / (rays.far > rays.near).sum().clamp(min=1)
+
+
 def _one_per_stratum(rows: int, n: int, rng: torch.Generator | None, like: Tensor) -> Tensor:
     """[rows, n] increasing numbers of [0, 1), one in each n-th part: uniform in it, or its middle without a
     generator."""
     start = torch.arange(n, dtype=like.dtype, device=like.device)
     if rng is None:
         return ((start + 0.5) / n).expand(rows, n)
-    jitter = torch.rand(rows, n, generator=rng, dtype=like.dtype, device=rng.device).to(like.device)
+    jitter = sent(torch.rand(rows, n, generator=rng, dtype=like.dtype, device=rng.device), like.device)
     # The sum may round up to n; the half-open interval must stay half-open.
     return ((start + jitter) / n).clamp_max(1.0 - torch.finfo(like.dtype).eps)
 
@@ -228,14 +264,15 @@ def ndc_rays(rays: Rays, focal: float, width: int, height: int, near: float = 1.
         in this space. `radius` is the constant half-width of the pixel's tube at the near plane.
 
     Raises:
-        ValueError: a ray does not look forward.
+        ValueError: a ray of the CPU does not look forward.
     """
     z = rays.direction[:, 2]
-    if bool((z <= 0).any()):
+    # Looking there would be waiting for a device. Whoever has rays there has left out those that do not look forward.
+    if z.device.type == "cpu" and bool((z <= 0).any()):
         raise ValueError(f"ndc_rays: expected directions with z > 0 (forward-facing), got z = {float(z.min()):.4g}")
     to_near = (near - rays.origin[:, 2]) / z
     origin = rays.origin + to_near[:, None] * rays.direction
-    scale = origin.new_tensor([2.0 * focal / width, 2.0 * focal / height])
+    scale = sent(torch.tensor([2.0 * focal / width, 2.0 * focal / height], dtype=origin.dtype), origin.device)
     start = scale * origin[:, :2] / near
     end = scale * rays.direction[:, :2] / z[:, None]
     ones = torch.ones_like(z)[:, None]

@@ -51,6 +51,7 @@ class PoseRefinement(nn.Module):
     """
 
     centre: Tensor
+    _trained: Tensor
     _gauge: Tensor | None
 
     def __init__(
@@ -67,9 +68,9 @@ class PoseRefinement(nn.Module):
         """[V, 6] translation part first, scene units and radians. Rows of views nobody trains on stay zero."""
         centre = [camera.center.float() for camera in cameras]
         self.register_buffer("centre", torch.stack(centre) if centre else torch.zeros(0, 3), persistent=False)
-        self._trained = list(range(len(cameras)) if trained is None else trained)
-        gauge = _gauge(self.centre[self._trained]) if len(self._trained) > 2 else None
-        self.register_buffer("_gauge", gauge, persistent=False)
+        rows = torch.tensor(range(len(cameras)) if trained is None else trained, dtype=torch.int64)
+        self.register_buffer("_trained", rows, persistent=False)
+        self.register_buffer("_gauge", _gauge(self.centre[rows]) if len(rows) > 2 else None, persistent=False)
 
     def motion(self) -> tuple[Tensor, Tensor]:
         """R [V, 3, 3] and t [V, 3] of every view's correction."""
@@ -113,9 +114,9 @@ class PoseRefinement(nn.Module):
         Cameras that wander off together leave a field behind that follows them, and blurs.
         """
         if self._gauge is not None:
-            moved = self.tangent[self._trained].reshape(-1)
+            moved = self.tangent.index_select(0, self._trained).reshape(-1)
             kept = moved - self._gauge @ (self._gauge.T @ moved)
-            self.tangent[self._trained] = kept.view(-1, 6)
+            self.tangent.index_copy_(0, self._trained, kept.view(-1, 6))
 
     def penalty(self, shift: float = 1e-2, turn: float = 1e-3) -> Tensor:
         """The weighted mean squares of shifts (scene units) and turns (radians): holds the gauge, and views whose

@@ -376,17 +376,12 @@ class Scene:
         # Drawn on the CPU, whose generator gives the same numbers on every machine.
         drawn = self._source._draw(n, rng)
         number = sent(drawn, self._start.device)
-        slot = self._slot(number)
-        pixel = number - self._start.index_select(0, slot)
+        slot, pixel, xy = self._places(number)
         row = number + self._shift.index_select(0, slot)
-        width = self._width[slot] if self._same_width is None else self._same_width
-        y = torch.div(pixel, width, rounding_mode="floor")
-        x = pixel - y * width
-        xy = torch.stack([x, y], dim=-1).to(torch.float32).add_(0.5)
         if self._source is self or self._every_direction is not None or self._pinholes:
             in_cam, radius = self._directions(slot, pixel, xy)
-        else:  # Lenses that have tables, and take them in turns.
-            found = self._source._directions(slot.cpu(), pixel.cpu(), xy.cpu())
+        else:  # Lenses that have tables, and take them in turns: on the CPU, which need not ask where its pixels are.
+            found = self._source._directions(*self._source._places(drawn))
             in_cam, radius = (sent(t, xy.device) for t in found)
         axes = self._axes.index_select(0, slot)
         # Rows of cam_from_world are the camera's axes in the world: three multiply-adds beat a batch of tiny products.
@@ -466,6 +461,16 @@ class Scene:
         if self._equal is not None:
             return torch.div(number, self._equal, rounding_mode="floor")
         return torch.searchsorted(self._start, number, right=True) - 1
+
+    def _places(self, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The training views that pixels belong to [n], as positions in `info.train`, where they come within their view
+        [n], and their centres there, xy [n, 2]."""
+        slot = self._slot(number)
+        pixel = number - self._start.index_select(0, slot)
+        width = self._width[slot] if self._same_width is None else self._same_width
+        y = torch.div(pixel, width, rounding_mode="floor")
+        x = pixel - y * width
+        return slot, pixel, torch.stack([x, y], dim=-1).to(torch.float32).add_(0.5)
 
     def _row(self, number: Tensor) -> Tensor:
         """Where in the file pixels lie."""

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import sent
 from .geometry import contract, look_at
 from .proposal import Spacing
-from .rays import Box, Rays, ndc_rays
+from .rays import Box, Rays, meeting, ndc_rays
 
 if TYPE_CHECKING:
     from .scene import SceneInfo
@@ -49,6 +50,10 @@ class Space:
     def bound(self, rays: Rays) -> Rays:
         """The same rays with near and far of the part that counts, in scene units; near >= far where there is none."""
         raise TypeError(f"{type(self).__name__} must define bound()")
+
+    def meeting(self, rays: Rays, fixed: bool = False) -> tuple[Tensor, Rays]:
+        """`rays.meeting` of bound rays. With `fixed`, those that miss become one that can be made straight."""
+        return meeting(rays, fixed)
 
     def straight(self, rays: Rays) -> Rays:
         """Bound rays, in coordinates where they are straight and `spacing` is meant, with near and far measured there.
@@ -132,7 +137,7 @@ class ForwardFacing(Space):
 
     def turned(self, rays: Rays) -> Rays:
         """Rays in the axes of the average camera."""
-        pose = self.ndc_from_world.to(rays.origin)
+        pose = sent(self.ndc_from_world.to(rays.origin.dtype), rays.origin.device)
         rotation, translation = pose[:, :3], pose[:, 3]
         return replace(rays, origin=rays.origin @ rotation.T + translation, direction=rays.direction @ rotation.T)
 
@@ -142,6 +147,13 @@ class ForwardFacing(Space):
         near = torch.maximum((self.near - depth) / slope.clamp(min=1e-6), rays.near)
         # A ray that looks sideways or back never enters the pyramid.
         return replace(rays, near=near, far=torch.where(slope > 1e-3, rays.far.clamp(max=self.far), 0.0))
+
+    def meeting(self, rays: Rays, fixed: bool = False) -> tuple[Tensor, Rays]:
+        if not fixed:
+            return meeting(rays)
+        # The average camera's own ray: one that looks sideways has no place in the cube.
+        pose = sent(self.ndc_from_world.to(rays.origin.dtype), rays.origin.device)
+        return meeting(rays, fixed, -pose[:, :3].T @ pose[:, 3], pose[2, :3])
 
     def straight(self, rays: Rays) -> Rays:
         warped = ndc_rays(self.turned(rays), self.focal, self.width, self.height, self.near)

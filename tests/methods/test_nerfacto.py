@@ -164,7 +164,7 @@ class TestLearning:
         def spike(density: Tensor, edges: Tensor) -> Tensor:
             return torch.nn.functional.one_hot(torch.tensor(5), density.shape[1]).float().expand(density.shape)
 
-        monkeypatch.setattr("lightfold.methods.nerfacto.weights_from_density", spike)
+        monkeypatch.setattr("lightfold.methods.proposal_method.weights_from_density", spike)
         model = model_of(ball)
         rays = model.bound(ball.pixels(64, torch.Generator().manual_seed(0)).rays)[1]
         edges, _ = model.trace(rays, None, torch.Generator().manual_seed(1)).levels[-1]

@@ -15,16 +15,19 @@ import pytest
 import torch
 from elsewhere import DEVICE, Elsewhere
 from painted_ball import PaintedBall
+from three_scenes import KINDS, Wall
 from torch import Tensor
 
-from lightfold import devices, ops
+from lightfold import devices, guard, ops
 from lightfold.config import lookup
+from lightfold.guard import Guard
 from lightfold.methods import METHODS, base, method_class
 from lightfold.methods.base import Method, step_generator
 from lightfold.ops import Loss, Picture
 from lightfold.optim import Adam
 from lightfold.rays import Box
 from lightfold.refine import ViewFit, refine_view, refined_cameras
+from lightfold.scene import Pixels
 
 SMALL: dict[str, dict[str, Any]] = {
     "ngp": {  # `batch` and `samples` hold rays and steps at their least: what controls them differs on a GPU.
@@ -65,8 +68,18 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     # The package's `composite` is the function, not its module.
     for module in (devices, sys.modules["lightfold.ops.composite"]):
         monkeypatch.setattr(module, "exact", lambda device: devices.CPU)
+    # Numbers are drawn for each ray that is traced: the CPU, with which results are compared, traces all of them too.
+    monkeypatch.setattr(Method, "fixed_sizes", True)
     with ops.use("reference"), Elsewhere() as mode:
         yield mode
+
+
+@pytest.fixture
+def gpu(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    """The device is taken for one of those beside which the host works without waiting."""
+    for module in (devices, guard):
+        monkeypatch.setattr(module, "TRITON_DEVICES", (DEVICE.type,))
+    return elsewhere
 
 
 def made(name: str, scene: PaintedBall) -> Method:
@@ -131,7 +144,7 @@ def test_poses_and_codes_of_a_device_come_back(elsewhere: Elsewhere) -> None:
     torch.testing.assert_close(code.cpu(), wanted_code, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_of_ngp_waits_for_nothing(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_ngp_waits_for_nothing(gpu: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two looks at the clock the host only sends: no number, no size and no picture comes from the device.
 
     The ops themselves are replaced by some that touch every tensor they get; their own kernels are tested elsewhere.
@@ -151,7 +164,7 @@ def test_a_step_of_ngp_waits_for_nothing(elsewhere: Elsewhere, monkeypatch: pyte
     monkeypatch.setattr("lightfold.fields.grid_raise_", lambda *_: None)
     monkeypatch.setattr("lightfold.fields.grid_decay_", lambda *_: None)
     monkeypatch.setattr("lightfold.optim.ops.adam_", lambda value, gradient, *_, **__: value.sub_(gradient))
-    elsewhere.waits.clear()
+    gpu.waits.clear()
     for step in range(1, 40):
         (loss,) = method.loss(scene, step, step_generator(0, step)).values()  # type: ignore[arg-type]
         assert isinstance(method.stats["samples"], Tensor)
@@ -159,7 +172,96 @@ def test_a_step_of_ngp_waits_for_nothing(elsewhere: Elsewhere, monkeypatch: pyte
         optim.step(0.1)
         method.stats = dict.fromkeys(method.stats, 400.0)  # What the trainer makes of them.
         method.after_step(step, optim)
-    assert elsewhere.waits == []
+    assert gpu.waits == []
+
+
+WAITLESS: list[tuple[str, dict[str, Any]]] = [
+    ("nerf", {"density_noise": 1.0}),
+    ("nerf", {"softplus_density": False}),
+    ("nerfacto", {"poses": "se3", "coarse_until": 0.5, "depth": 0.1}),
+    ("nerfacto", {"poses": "off", "normals": False, "appearance": 0, "depth": 0.1, "depth_kind": "sight"}),
+    ("zipnerf", {"poses": "so3xr3", "pose_delay": 0, "proposal_every": 2}),
+    ("zipnerf", {"colour_loss": "charbonnier", "appearance": 0}),
+    ("mipnerf360", {"distortion": 0.01, "proposal_samples": (6, 6)}),
+    ("mipnerf360", {"directions": 6, "colour_loss": "charbonnier"}),
+]
+"""Methods whose steps have fixed sizes on a device, and options that lead them different ways."""
+
+
+class Missed:
+    """One of three kinds of scene, a third of whose rays look away from it; some of the others come with a distance.
+    Where poses stay as they are, another third has no direction."""
+
+    def __init__(self, kind: str, poses: bool) -> None:
+        self.poses = poses
+        self.scene = Wall(kind) if kind == "forward-facing" else PaintedBall(kind == "bounded", views=6, side=6)
+        self.info = self.scene.info
+
+    def pixels(self, n: int, rng: torch.Generator, depth: bool = False) -> Pixels:
+        pixels, third = self.scene.pixels(n, rng), (torch.arange(n) % 3)[:, None]
+        rays = pixels.rays
+        direction = torch.where(third == 1, -rays.direction, rays.direction)
+        direction = direction if self.poses else direction.masked_fill(third == 2, torch.nan)
+        measured = 2.0 * (torch.arange(n) % 2) if depth else None
+        return replace(pixels, rays=replace(rays, direction=direction), depth=measured)
+
+
+def configured(name: str, kind: str, options: dict[str, Any]) -> tuple[Method, Any]:
+    """A method, whose field is not the same everywhere, and its scene."""
+    config = replace(lookup(name)[1], **SMALL[name] | options)
+    scene, rng = Missed(kind, getattr(config, "poses", "off") != "off"), torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    method = method_class(name)(config, scene.info)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(torch.empty_like(p).normal_(0.0, 0.02, generator=rng))
+    return method, scene
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "options"), WAITLESS)
+def test_a_step_waits_for_nothing(name: str, options: dict[str, Any], kind: str, gpu: Elsewhere) -> None:
+    """The loss, the way back, what the guard and the optimiser do, and what comes after a step."""
+    method, scene = configured(name, kind, options)
+    method.to(DEVICE)
+    optim, watch = Adam(method.groups()), Guard(DEVICE)
+    gpu.waits.clear()
+    for step in (0, 1001):  # Proposals learn in the first alone.
+        terms = method.loss(scene, step, step_generator(0, step))
+        assert isinstance(method.stats["mse"], Tensor)
+        watch.backward(torch.stack(list(terms.values())).sum())
+        watch.clean(optim.groups)
+        optim.step(0.1)
+        method.after_step(step, optim)
+    assert gpu.waits == []
+    assert all(bool(p.isfinite().all()) for p in method.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "options"), WAITLESS)
+def test_what_counts_for_nothing_changes_nothing(
+    name: str, options: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients are those of a step that leaves out rays that miss and samples without weight, where both
+    draw the same numbers."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.3))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.full(shape, 0.3))
+    if name in ("nerfacto", "zipnerf"):  # Some samples are left out.
+        options = options | {"keep": 0.1 if kind == "bounded" else 0.2}
+    found = []
+    for fixed in (False, True):
+        monkeypatch.setattr(Method, "fixed_sizes", fixed)
+        method, scene = configured(name, kind, options)
+        terms = method.loss(scene, 1000, step_generator(0, 1000))
+        torch.stack(list(terms.values())).sum().backward()
+        found.append(({key: term.detach() for key, term in terms.items()}, method))
+    (terms, method), (others, other) = found
+    torch.testing.assert_close(others, terms, rtol=1e-5, atol=1e-8)
+    for ours, theirs in zip(other.parameters(), method.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None
+        else:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6 * float(theirs.grad.abs().max()))
 
 
 @pytest.mark.parametrize("name", METHODS)

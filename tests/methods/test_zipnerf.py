@@ -311,7 +311,7 @@ class TestLearning:
         def spike(density: Tensor, edges: Tensor) -> Tensor:
             return torch.nn.functional.one_hot(torch.tensor(5), density.shape[1]).float().expand(density.shape)
 
-        monkeypatch.setattr("lightfold.methods.zipnerf.weights_from_density", spike)
+        monkeypatch.setattr("lightfold.methods.proposal_method.weights_from_density", spike)
         model = model_of(ball)
         rays = model.bound(ball.pixels(64, torch.Generator().manual_seed(0)).rays)[1]
         edges, _ = model.trace(rays, None, torch.Generator().manual_seed(1)).levels[-1]
@@ -331,7 +331,7 @@ class TestLearning:
         spread = []
         for factor in (0.0, 1.0, 4.0, 16.0):
             wide = replace(bounded, radius=factor * bounded.radius)
-            features = model.field.cones(*model.cones(wide, edges, None))
+            features = model.field.cones(*model.places(wide, edges, None))
             spread.append(float(features[:, : SMALL.levels * SMALL.features].detach().std()))
         assert spread[0] > spread[1] > 1.2 * spread[2] > 1.5 * spread[3]
 

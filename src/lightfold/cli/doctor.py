@@ -141,11 +141,11 @@ def gpus() -> list[tuple[str, str]]:
     seen = [device for device in devices.present() if device != devices.CPU]
     if not seen:
         return [("GPU", "none that PyTorch sees; none is needed"), ("--device auto", "cpu")]
-    rows = []
+    rows, version = [], triton_version() or "of an unknown version"
     for device in seen:
         lacking = triton_lacks(device.type)
         used = (
-            f"Triton {triton_version() or "of an unknown version"}, compiled for the device when first used and kept in Triton's cache"
+            f"Triton {version}, compiled for the device when first used and kept in Triton's cache"
             if lacking is None
             else f"plain PyTorch, which is slow, because {lacking}"
         )

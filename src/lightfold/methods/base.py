@@ -58,6 +58,22 @@ def check_ranges(config: Any, *ranges: tuple[str, float, float]) -> None:
             raise ConfigError(f"{name}: expected {least} to {most}, got {getattr(config, name)}.")
 
 
+def check_pairs(config: Any, *ranges: tuple[str, float, float]) -> None:
+    """Raise ConfigError unless every option named is two numbers from its least to its greatest."""
+    for name, least, most in ranges:
+        given = getattr(config, name)
+        if len(given) != 2 or not all(least <= value <= most for value in given):
+            raise ConfigError(f"{name}: expected two numbers of {least:g} to {most:g}, got {given}.")
+
+
+def check_choices(config: Any, *choices: tuple[str, Sequence[Any]]) -> None:
+    """Raise ConfigError unless every option named is one of its choices."""
+    for name, known in choices:
+        if getattr(config, name) not in known:
+            *others, last = map(str, known)
+            raise ConfigError(f"{name}: expected {', '.join(others)} or {last}, got {getattr(config, name)!r}.")
+
+
 def ray_chunks(camera: Camera, most: int, device: torch.device = devices.CPU) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rays of a whole picture, row by row, in chunks of at most `most`: (pixels, origin [n, 3], unit direction [n, 3]),
     on a device.
@@ -193,6 +209,12 @@ class Method(nn.Module):
         """Where its parameters are, and so where it computes."""
         first = next(self.parameters(), None)
         return devices.CPU if first is None else first.device
+
+    @property
+    def fixed_sizes(self) -> bool:
+        """Whether a training step also computes what counts for nothing: rays that miss the scene, and samples without
+        weight. A CPU leaves them out. How many there are, a host would have to wait for a GPU to tell."""
+        return self.device.type != "cpu"
 
     def computing(self) -> AbstractContextManager[Any]:
         """Around the evaluation of networks and tables, and nothing else: within it positions lose digits too."""

@@ -36,8 +36,8 @@ from ..cameras import Camera
 from ..errors import ConfigError
 from ..losses import charbonnier, distortion, interlevel, mse
 from ..optim import Adam, Group, constant, exponential_after, warm_up
-from ..proposal import median_distance, resample, weights_from_density
-from ..rays import Box, Rays
+from ..proposal import annealing, median_distance, resample, weights_from_density
+from ..rays import Box, Rays, per_meeting
 from ..spaces import space_of
 from .base import Image, Method, asked, picture
 
@@ -306,16 +306,12 @@ class Traced:
     """[R] distance along the ray before which half of the weights lie; 0 where alpha is 0."""
     levels: tuple[tuple[Tensor, Tensor], ...]
     """(edges in s [M, n + 1], weights [M, n]) of each round of the proposal, then of the field."""
+    per_meeting: Tensor | float
+    """Factor on means over those M: 1; or where sizes are fixed and M is R, that of `rays.per_meeting`."""
 
     def over(self, background: Tensor) -> Tensor:
         """Colours [R, 3] in front of a background [3]. The only place where a background enters."""
         return self.rgb + (1.0 - self.alpha)[:, None] * background
-
-
-def annealing(fraction: float, slope: float = 10.0) -> float:
-    """Exponent on the proposal's weights when a fraction of the training is done (equation 18): 0 at the start, where
-    rays are cut evenly, whatever a network says that has learned nothing; then soon 1."""
-    return slope * fraction / ((slope - 1.0) * fraction + 1.0)
 
 
 class MipNeRF360(Method):
@@ -389,10 +385,10 @@ class MipNeRF360(Method):
         bounds = [interlevel(edges, weights, *proposal) for proposal in proposals]
         terms = {
             "colour": charbonnier(colour, true) if self.colour_loss == "charbonnier" else mse(colour, true),
-            "interlevel": torch.stack(bounds).sum(),
+            "interlevel": seen.per_meeting * torch.stack(bounds).sum(),
         }
         if self.distortion > 0:
-            terms["distortion"] = self.distortion * distortion(edges, weights)
+            terms["distortion"] = self.distortion * seen.per_meeting * distortion(edges, weights)
         asked = sum(c.proposal_samples) + c.samples
         self.stats = {"rays": c.rays, "samples": c.rays * asked, "mse": devices.number(mse(colour.detach(), true))}
         return terms
@@ -404,10 +400,9 @@ class MipNeRF360(Method):
     def trace(self, rays: Rays, rng: Generator | None = None, fraction: float = 1.0, cropped: bool = False) -> Traced:
         """What rays see. With a generator: jittered, for training. `fraction` of the training is done. Rays that end at
         the wall of a cropping box have nothing behind it."""
-        rays = self.space.bound(rays)
+        count, fixed = len(rays), self.fixed_sizes and rng is not None
         # Rays that miss the scene cost nothing; neither do pixels beyond a lens's rim, which have no direction.
-        hit = (rays.far > rays.near) & (rays.origin + rays.direction).isfinite().all(dim=-1)
-        rays = rays[hit]
+        hit, rays = self.space.meeting(self.space.bound(rays), fixed)
         straight = self.space.straight(rays)
         speed = straight.direction.norm(dim=-1, keepdim=True)
         edges = torch.stack([torch.zeros_like(rays.near), torch.ones_like(rays.near)], dim=1)
@@ -429,6 +424,8 @@ class MipNeRF360(Method):
                 else:
                     density, rgb = self.field.radiance(encoded, view)
             weights = weights_from_density(density, t * speed, self.opaque and not cropped)
+            if fixed:  # A ray that misses meets nothing, not even what is opaque behind it.
+                weights = torch.where((rays.far > rays.near)[:, None], weights, 0.0)
             levels.append((edges, weights))
         alpha = weights.sum(dim=-1)
         # The middle in s: that of the last interval in t may be hundreds of units behind what it holds.
@@ -438,8 +435,8 @@ class MipNeRF360(Method):
         halfway = median_distance(edges, weights, straight.near, straight.far, self.space.spacing)
         median = torch.where(alpha > 0, self.space.distance(rays, halfway[:, None])[:, 0], 0.0)
         colour = (weights[..., None] * rgb).sum(dim=-2)
-        colour, alpha, depth, median = (_scatter(part, hit) for part in (colour, alpha, depth, median))
-        return Traced(colour, alpha, depth, median, tuple(levels))
+        colour, alpha, depth, median = (_scatter(part, hit, count) for part in (colour, alpha, depth, median))
+        return Traced(colour, alpha, depth, median, tuple(levels), per_meeting(rays) if fixed else 1.0)
 
     def encode(self, rays: Rays, t: Tensor) -> Tensor:
         """Features [R, n, 2 D octaves] of the intervals between t [R, n + 1] of straight rays."""
@@ -466,7 +463,7 @@ class MipNeRF360(Method):
             distance, nearest = torch.cdist(part, self.eyes).min(dim=1)
             towards = (part - self.eyes[nearest]) / distance.clamp(min=1e-9)[:, None]
             rays = self.space.bound(Rays(self.eyes[nearest], towards, radius=torch.tensor(self.radius)))
-            shown = (distance >= rays.near) & (distance <= rays.far)
+            shown = torch.nonzero((distance >= rays.near) & (distance <= rays.far))[:, 0]
             rays, distance = rays[shown], distance[shown]
             straight = self.space.straight(rays)
             t = self.space.t_at(rays, distance[:, None])
@@ -476,7 +473,7 @@ class MipNeRF360(Method):
             density = self.field(self.encode(straight, ends))
             # Per unit of the straight ray's space, which a warp may have squeezed.
             squeeze = (ends * speed).diff(dim=-1) / self.space.distance(rays, ends).diff(dim=-1)
-            found.append(_scatter((density * squeeze)[:, 0], shown))
+            found.append(_scatter((density * squeeze)[:, 0], shown, len(part)))
         return torch.cat(found) if found else torch.zeros(0)
 
     @picture
@@ -498,6 +495,6 @@ class MipNeRF360(Method):
         return Image(rgb, alpha.clamp(0.0, 1.0), depth, median_depth=median)
 
 
-def _scatter(values: Tensor, hit: Tensor) -> Tensor:
-    """Values [M, ...] at the places where `hit` [R] is True, and zeros elsewhere: [R, ...]."""
-    return values.new_zeros(len(hit), *values.shape[1:]).index_put((hit,), values)
+def _scatter(values: Tensor, place: Tensor, count: int) -> Tensor:
+    """Values [M, ...] at the places [M] that they have among `count`, and zeros elsewhere: [count, ...]."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy(0, place, values)

@@ -194,10 +194,10 @@ class Traced:
         """Colours [R, 3] in front of a background [3] or [R, 3]. The only place where a background enters."""
         return self.rgb + (1.0 - self.alpha)[:, None] * background
 
-    def scatter(self, hit: Tensor) -> Traced:
-        """These rays at the places where `hit` [R'] is True, among rays that see nothing."""
-        wide = [torch.zeros(len(hit), *part.shape[1:], dtype=part.dtype, device=part.device) for part in self.parts()]
-        return Traced(*(w.index_put((hit,), part) for w, part in zip(wide, self.parts(), strict=True)))
+    def scatter(self, place: Tensor, count: int) -> Traced:
+        """These rays at the places [R] that they have among `count` rays, of which the others see nothing."""
+        wide = [part.new_zeros(count, *part.shape[1:]) for part in self.parts()]
+        return Traced(*(w.index_copy(0, place, part) for w, part in zip(wide, self.parts(), strict=True)))
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.rgb, self.alpha, self.depth, self.median
@@ -259,11 +259,9 @@ class NeRF(Method):
     def trace(self, rays: Rays, rng: Generator | None = None, cropped: bool = False) -> tuple[Traced, Traced]:
         """What the coarse and the fine network see. With a generator: jittered and noisy, for training. Rays that end
         at the wall of a cropping box have nothing behind it."""
-        rays = self.space.bound(rays)
+        c, count = self.config, len(rays)
         # Rays that miss the scene cost nothing; neither do pixels beyond a lens's rim, which have no direction.
-        hit = (rays.far > rays.near) & (rays.origin + rays.direction).isfinite().all(dim=-1)
-        rays = rays[hit]
-        c = self.config
+        hit, rays = self.space.meeting(self.space.bound(rays), self.fixed_sizes and rng is not None)
         s = stratified(torch.zeros_like(rays.near), torch.ones_like(rays.near), c.coarse_samples, rng)
         coarse, weights = self.see(self.coarse, rays, s, rng, cropped)
         # The histogram to draw from: bins end midway between samples, and a little weight everywhere keeps the door
@@ -272,7 +270,7 @@ class NeRF(Method):
         s_fine = sample_pdf(middle, weights[:, 1:-1] + 1e-5, c.fine_samples, rng)
         s_union = torch.cat([s, s_fine], dim=-1).sort(dim=-1).values
         fine, _ = self.see(self.fine, rays, s_union, rng, cropped)
-        return coarse.scatter(hit), fine.scatter(hit)
+        return coarse.scatter(hit, count), fine.scatter(hit, count)
 
     def see(
         self, field: RadianceField, rays: Rays, s: Tensor, rng: Generator | None, cropped: bool
@@ -282,7 +280,9 @@ class NeRF(Method):
         points, length, distance = self.space.at(rays, torch.cat([s, end], dim=-1))
         delta = length.diff(dim=-1)
         if self.endless and not cropped:
-            delta = torch.cat([delta[:, :-1], torch.full_like(end, ENDLESS)], dim=-1)
+            # A ray of no length has missed the scene, and nothing is behind it.
+            last = ENDLESS * (rays.far > rays.near)[:, None].to(end)
+            delta = torch.cat([delta[:, :-1], last], dim=-1)
         raw, rgb = field(points[:, :-1], rays.direction[:, None, :])
         if rng is not None and self.config.density_noise > 0:
             raw = raw + self.config.density_noise * devices.sent(torch.randn(raw.shape, generator=rng), raw.device)

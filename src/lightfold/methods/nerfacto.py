@@ -9,12 +9,7 @@ Each part cures one weakness of the 2020 paper (`nerf.py`), and they fit togethe
     big networks are slow             a hash grid and two small networks         (`ops.hash_encode`, `ops.mlp`)
     floaters and fog                  weights of a ray shall lie together        (`losses.distortion`)
 
-A ray, from the batch to its colour:
-
-    s edges, even  ->  proposal 1: density -> weights -> new edges
-                   ->  proposal 2: density -> weights -> new edges
-                   ->  field:      density -> weights w_i;   colour c_i where w_i counts
-    picture = sum w_i c_i + (1 - sum w_i) background
+A ray's way from the batch to its colour, and the options that `zipnerf` has too, are in `proposal_method.py`.
 
 The proposals learn from the field alone (`losses.interlevel`): they must bound its weights from above. The colours
 train the field, the codes and, through the samples' positions, the poses.
@@ -35,83 +30,40 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .. import devices, ops
+from .. import ops
 from ..cameras import Camera
 from ..depth import KINDS, depth_loss
-from ..errors import ConfigError
 from ..fields import bounded_exp, layers
 from ..losses import distortion, interlevel, mse
-from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
+from ..ops import HashGrid, hash_encode, mlp
 from ..ops.radiance import to_unit
 from ..optim import Adam, Group, exponential_after
-from ..proposal import Spacing, median_distance, resample, weights_from_density
-from ..rays import Box, Rays
-from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
-from .base import Image, Method, asked, check_ranges, earlier, picture, ray_chunks
+from ..proposal import Spacing, median_distance
+from ..rays import Box, Rays, meeting
+from .base import Image, asked, check_choices, check_ranges, earlier, picture, ray_chunks
+from .proposal_method import ProposalConfig, ProposalMethod, Traced
 
 if TYPE_CHECKING:
     from ..scene import Pixels, Scene, SceneInfo
 
 
-@dataclass(frozen=True)
-class NerfactoConfig:
-    """Options of `nerfacto`."""
+@dataclass(frozen=True, kw_only=True)
+class NerfactoConfig(ProposalConfig):
+    """Options of `nerfacto`: these, and those of `ProposalConfig`."""
 
-    steps: int = 20_000
-    """Steps of a full training."""
     rays: int = 1024
-    """Rays per step."""
     proposal_samples: tuple[int, int] = (64, 32)
-    """Intervals per ray that the first and the second proposal look at."""
     samples: int = 16
-    """Intervals per ray that the field looks at."""
-    padding: float = 0.01
-    """Weight that every interval of a proposal gets on top of its own when it is cut anew. Without it, nothing is ever
-    looked at where a proposal once saw nothing: matter creeps towards the cameras, and no photograph can object."""
-    levels: int = 8
-    """Levels of the field's hash grid."""
-    features: int = 4
-    """Features per level: 1, 2, 4 or 8."""
-    log2_rows: int = 16
-    """Rows of a level's table, as a power of two."""
-    base: int = 16
-    """Vertices per axis of the coarsest level, of the field and of the proposals."""
-    finest: int = 4096
-    """Vertices per axis of the finest level of an unbounded scene, which spends half of it on the cube [-1, 1]^3."""
-    finest_bounded: int = 1024
-    """The same for a bounded scene, all of which lies in that cube."""
     width: int = 64
     """Width of the field's hidden layers."""
-    geometry: int = 16
-    """Outputs of the density network, density among them."""
     proposal_levels: int = 5
     """Levels of a proposal's hash grid, of two features each."""
-    proposal_log2_rows: int = 15
-    """Rows of a proposal's levels, as a power of two."""
     proposal_finest: tuple[int, int] = (128, 256)
-    """Vertices per axis of the finest level of the two proposals."""
-    proposal_width: int = 16
-    """Width of a proposal's hidden layer."""
-    proposal_every: int = 4
-    """After the first thousand steps, proposals learn in every so many steps only: they follow what moves slowly."""
-    shift: float = -1.0
-    """Density is exp(raw + shift): how thin the fog is in which training starts."""
-    appearance: int = 0
-    """Length of the code per photograph, 8 to 32 where exposures differ a lot; 0 for none. Codes make novel views look
-    like the average photograph, which costs plain scores (see `lightfold eval --refine`)."""
     poses: str = "so3xr3"
-    """Correction of poses: "so3xr3", "se3" or "off"."""
-    pose_lr: float = 3e-4
-    """Learning rate of poses, in scene units and radians; it ends at a hundredth of it. Adam moves at this rate on
-    noise too, and a view has few rays in a batch: higher rates shake good poses."""
     coarse_until: float = 0.0
     """Share of the training in which the levels of the grid open one after the other, from the coarsest COARSE on; 0
     opens all at the start. Detail that is learnt from wrong poses holds them where they are (BARF), but it comes later
     then, so this is for poses that are wrong by more than a few pixels."""
-    pose_delay: int = 500
-    """Steps before poses start to move: from a field that knows nothing they would learn nothing."""
-    pose_penalty: float = 1e-2
-    """Weight of the mean squared shift of the poses; turns count a tenth of it."""
     normals: bool = False
     """Also learn normals, smoother than the density's own gradient, for shading and meshes."""
     depth: float = 0.0
@@ -121,39 +73,17 @@ class NerfactoConfig:
     depth_spread: float = 0.01
     """Standard deviation of measured depth, as a share of it."""
     table_lr: float = 2e-2
-    """Learning rate of the hash tables."""
     network_lr: float = 3e-3
     """Learning rate of the networks. Batches are small: at 1e-2 a long plateau ends in a field that is lost."""
-    plateau: float = 0.3
-    """Share of the training after which learning rates start to fall."""
-    final_lr: float = 0.03
-    """Learning rates end at this share of their start."""
-    distortion: float = 2e-3
-    """Weight of the distortion loss, which gathers a ray's weights."""
-    keep: float = 1e-3
-    """Samples of smaller weight get no colour."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(
             self,
-            ("steps", 1, 10**9), ("rays", 1, 2**20), ("samples", 2, 1024), ("levels", 1, 32), ("log2_rows", 4, 24),
-            ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18), ("width", 8, 256),
-            ("geometry", 1, 64), ("proposal_levels", 1, 32), ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256),
-            ("proposal_every", 1, 1000), ("shift", -10.0, 10.0), ("appearance", 0, 128), ("pose_lr", 0.0, 1.0),
-            ("coarse_until", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("depth", 0.0, 1e3),
-            ("depth_spread", 1e-6, 1.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0), ("plateau", 0.0, 0.999),
-            ("final_lr", 1e-6, 1.0), ("distortion", 0.0, 10.0), ("keep", 0.0, 0.5), ("padding", 0.0, 1.0),
+            ("width", 8, 256), ("geometry", 1, 64), ("proposal_levels", 1, 32), ("coarse_until", 0.0, 1.0),
+            ("depth", 0.0, 1e3), ("depth_spread", 1e-6, 1.0),
         )  # fmt: skip
-        for name, least, most in (("proposal_samples", 2, 4096), ("proposal_finest", self.base, 2**18)):
-            if not all(least <= value <= most for value in getattr(self, name)):
-                raise ConfigError(f"{name}: expected two numbers of {least} to {most}, got {getattr(self, name)}.")
-        if self.features not in (1, 2, 4, 8):
-            raise ConfigError(f"features: expected 1, 2, 4 or 8, got {self.features}.")
-        if self.base > min(self.finest, self.finest_bounded):
-            raise ConfigError(f"base: expected at most the finest level's vertices, got {self.base}.")
-        for name, known in (("poses", ("off", *MANIFOLDS)), ("depth_kind", KINDS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: expected {' or '.join(known)}, got '{getattr(self, name)}'.")
+        check_choices(self, ("depth_kind", KINDS))
 
 
 # --------------------------------------------------------------------------------------------------------------- fields
@@ -215,30 +145,20 @@ class Field(nn.Module):
 
 
 @dataclass(frozen=True)
-class Traced:
-    """What R rays see, before any background."""
+class TracedNormals(Traced):
+    """And the normals that rays see, where they are learnt."""
 
-    rgb: Tensor
-    """[R, 3], premultiplied by opacity."""
-    alpha: Tensor
-    """[R] opacity: the sum of the weights."""
-    depth: Tensor
-    """[R] sum of weight times distance."""
     normal: Tensor | None
     """[R, 3] sum of weight times normal."""
-    levels: list[tuple[Tensor, Tensor]]
-    """Edges in s [R, n + 1] and weights [R, n] of both proposals and, last, of the field."""
-    edges: Tensor
-    """[R, n + 1] distances, edges of the field's intervals."""
     normal_terms: dict[str, Tensor]
-    """Losses on normals, where they are learnt."""
+    """Losses on normals."""
 
 
 CUBE = Box.of(torch.zeros(3), torch.eye(3), torch.full((3,), 2.0))
 """Where all content of a bounded scene lies."""
 
 
-class Nerfacto(Method):
+class Nerfacto(ProposalMethod):
     """See the module's docstring."""
 
     Config = NerfactoConfig
@@ -255,7 +175,6 @@ class Nerfacto(Method):
     }  # fmt: skip
     ON_GPU: ClassVar[dict[str, int]] = {"rays": 4096}
     ON_HOST = ("done",)
-    HALF = True
     BLOCK = 16
     """Batches drawn from the scene at a time."""
     COARSE = 4
@@ -275,39 +194,22 @@ class Nerfacto(Method):
             ProposalField(HashGrid(c.proposal_levels, 2, c.proposal_log2_rows, c.base, side), c.proposal_width, c.shift)
             for side in c.proposal_finest
         )
-        self.codes = AppearanceCodes(info, c.appearance) if c.appearance else None
-        self.poses = PoseRefinement(info.cameras, c.poses, info.train) if c.poses != "off" else None
+        self.refine_views()
         self.register_buffer("done", torch.tensor(0.0))
         self._open_levels()
         self.spacing = Spacing.LINEAR if info.bounded else Spacing.PIECEWISE
         self._block: tuple[int, list[Pixels]] | None = None
 
-    @property
-    def proposals(self) -> tuple[ProposalField, ProposalField]:
-        """In the order in which a ray meets them."""
-        return self.first, self.second
-
     def groups(self) -> list[Group]:
-        """Tables move sparsely and faster than networks; poses and codes have their own pace."""
         c = self.config
-        schedule = exponential_after(c.plateau, c.final_lr)
         tables = [self.field.table, *(p.table for p in self.proposals)]
         networks = [*self.field.density_network, *self.field.colour_network, *(self.field.normal_network or [])]
         networks += [layer for p in self.proposals for layer in p.network]
-        groups = [
-            Group("tables", tables, c.table_lr, schedule=schedule, sparse=True),
-            Group("networks", networks, c.network_lr, schedule=schedule, weight_decay=1e-6),
-        ]
-        if self.codes is not None:
-            groups.append(self.codes.group(c.network_lr, schedule))
-        if self.poses is not None:
-            groups.append(self.poses.group(c.pose_lr))
-        return groups
+        return self.grouped(tables, networks, exponential_after(c.plateau, c.final_lr))
 
     def after_step(self, step: int, optim: Adam) -> None:
-        """Keeps the cameras from moving all together, and opens levels of the grid, where that is asked for."""
-        if self.poses is not None:
-            self.poses.hold_gauge()
+        """As usual; and opens levels of the grid, where that is asked for."""
+        super().after_step(step, optim)
         if self.config.coarse_until > 0 and self.done < self.config.coarse_until:
             self.done.fill_(optim.fraction)
             self._open_levels()
@@ -318,36 +220,24 @@ class Nerfacto(Method):
         self.field.open_levels(self.COARSE + share * max(c.levels - self.COARSE, 0))
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
-        """Squared error of the colours over random backgrounds, which make transparency costly wherever the truth is
-        opaque; and what keeps proposals, weights, poses and, where asked for, depth and normals in order."""
-        c, info = self.config, self.info
-        pixels = self.batch(scene, step, rng)
-        rays = pixels.rays
-        if self.poses is not None:
-            with torch.set_grad_enabled(step >= c.pose_delay):
-                rays = self.poses.rays(rays)
-        background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
-        target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
-        hit, bounded = self.bound(rays)
-        code = None if self.codes is None else self.codes.of(bounded.view)
-        learning = step < self.ANNEALED or step % c.proposal_every == 0
-        share = min(step / self.ANNEALED, 1.0)
-        seen = self.trace(bounded, code, rng, anneal=10 * share / (9 * share + 1), proposals_learn=learning)
-        shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
-        error = mse(shown, target)
+        """Squared error of the colours; and what keeps proposals, weights, poses and, where asked for, depth and
+        normals in order."""
+        c, pixels = self.config, self.batch(scene, step, rng)
+        looked = self.look(pixels, step, rng, self.ANNEALED)
+        seen, factor = looked.seen, looked.per_meeting
+        assert isinstance(seen, TracedNormals)
+        error = mse(looked.shown, looked.target)
         edges, weights = seen.levels[-1]
-        terms = {"colour": error, "distortion": c.distortion * distortion(edges, weights)}
-        if learning:
+        terms = {"colour": error, "distortion": c.distortion * factor * distortion(edges, weights)}
+        if looked.learning:
             bounds = [interlevel(edges, weights, *level) for level in seen.levels[:-1]]
-            terms["proposals"] = torch.stack(bounds).sum()
-        if self.poses is not None and step >= c.pose_delay and c.pose_penalty > 0:
-            terms["poses"] = self.poses.penalty(c.pose_penalty, 0.1 * c.pose_penalty)
+            terms["proposals"] = factor * torch.stack(bounds).sum()
+        terms |= self.pose_terms(step)
         if pixels.depth is not None:
-            known = depth_loss(c.depth_kind, weights, seen.edges, pixels.depth[hit], c.depth_spread)
-            terms["depth"] = c.depth * known
-        terms |= seen.normal_terms
-        per_ray = sum(c.proposal_samples) + c.samples
-        self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": devices.number(error)}
+            known = torch.where(looked.rays.far > looked.rays.near, pixels.depth[looked.hit], 0.0)
+            terms["depth"] = c.depth * depth_loss(c.depth_kind, weights, seen.edges, known, c.depth_spread)
+        terms |= {name: factor * term for name, term in seen.normal_terms.items()}
+        self.stats = self.counts(looked, error)
         return terms
 
     def batch(self, scene: Scene, step: int, rng: Generator) -> Pixels:
@@ -364,67 +254,33 @@ class Nerfacto(Method):
 
     # -- along rays ----------------------------------------------------------------------------------------------------
 
-    def bound(self, rays: Rays, crop: Box | None = None) -> tuple[Tensor, Rays]:
-        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H]."""
+    def bound(self, rays: Rays, crop: Box | None = None, fixed: bool = False) -> tuple[Tensor, Rays]:
         near, far = rays.near.clamp(min=1e-3), rays.far.clamp(max=self.info.far)
         for box in (CUBE if self.info.bounded else None, crop):
             if box is not None:
                 enter, leave = box.span(rays.origin.detach(), rays.direction.detach())
                 near, far = torch.maximum(near, enter), torch.minimum(far, leave)
-        # Pixels beyond a lens's rim have no direction.
-        finite = (rays.origin + rays.direction).detach().isfinite().all(-1)
-        hit = torch.nonzero((far > near) & finite)[:, 0]
-        return hit, replace(rays, near=near, far=far)[hit]
+        return meeting(replace(rays, near=near, far=far), fixed)
 
     def trace(
         self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
-    ) -> Traced:
-        """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
-        c, count = self.config, len(rays)
-        edges_s, weights = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2), rays.near.new_ones(count, 1)
-        levels = []
-        # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
-        fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
-        with torch.set_grad_enabled(proposals_learn):
-            for proposal, n in zip(self.proposals, c.proposal_samples, strict=True):
-                edges_s = resample(edges_s, weights.detach() + c.padding, n, rng, anneal=anneal)
-                edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
-                unit = self.unit(fixed, edges)
-                with self.computing():
-                    density = proposal.density(unit)
-                weights = weights_from_density(density.view(count, n), edges)
-                levels.append((edges_s, weights))
-        edges_s = resample(edges_s, weights.detach() + c.padding, c.samples, rng, anneal=anneal)
-        edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
-        unit = self.unit(rays, edges)
-        with self.computing():
-            density, geometry = self.field.density(unit)
-        weights = weights_from_density(density.view(count, c.samples), edges)
-        levels.append((edges_s, weights))
-        # Colour only where it counts.
-        flat = weights.reshape(-1)
-        kept = torch.nonzero(flat.detach() > c.keep)[:, 0]
-        ray = torch.div(kept, c.samples, rounding_mode="floor")
-        of_ray = spherical_harmonics(rays.direction)
-        if code is not None:
-            of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
-        features, weight = geometry.index_select(0, kept), flat.index_select(0, kept)[:, None]
-        with self.computing():
-            colour = self.field.colour(features, of_ray.index_select(0, ray))
-        rgb = weight.new_zeros(count, 3).index_add(0, ray, weight * colour)
+    ) -> TracedNormals:
+        cut, count = self.cut(rays, rng, anneal, proposals_learn), len(rays)
+        weights, edges, kept = cut.weights, cut.edges, self.kept(cut, rng)
+        rgb = kept.summed(self.colour(kept, rays, code), count)
         normal, terms = None, {}
         if self.field.normal_network is not None:
-            points = unit.index_select(0, kept)
-            normals = self.field.normal(features, points)
-            normal = weight.new_zeros(count, 3).index_add(0, ray, weight * normals)
+            points = cut.places[0].index_select(0, kept.place)
+            normals = self.field.normal(kept.geometry, points)
+            normal = kept.summed(normals, count)
             if rng is not None:
-                terms = self.normal_losses(normals, points, weight.detach()[:, 0], rays.direction[ray], count)
+                terms = self.normal_losses(normals, points, kept.weight.detach(), rays.direction[kept.ray], count)
         depth = (weights * 0.5 * (edges[:, 1:] + edges[:, :-1])).sum(-1)
-        return Traced(rgb, weights.sum(-1), depth, normal, levels, edges, terms)
+        return TracedNormals(rgb, weights.sum(-1), depth, cut.levels, edges, normal, terms)
 
-    def unit(self, rays: Rays, edges: Tensor) -> Tensor:
-        """The middles of intervals, [R, n + 1] edges -> points [R n, 3] of the unit cube in which the grids lie."""
-        return to_unit(rays.at(0.5 * (edges[:, 1:] + edges[:, :-1])).view(-1, 3), not self.info.bounded)
+    def places(self, rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor]:
+        """The middles of intervals, as points [R n, 3] of the unit cube in which the grids lie."""
+        return (to_unit(rays.at(0.5 * (edges[:, 1:] + edges[:, :-1])).view(-1, 3), not self.info.bounded),)
 
     def normal_losses(
         self, normals: Tensor, unit: Tensor, weight: Tensor, direction: Tensor, rays: int
@@ -440,21 +296,6 @@ class Nerfacto(Method):
         return {"normals": 1e-3 * apart, "orientation": 1e-4 * behind}
 
     # -- pictures ------------------------------------------------------------------------------------------------------
-
-    def colours(self, rays: Rays, code: Tensor | None, background: Tensor) -> Tensor:
-        """Colours [R, 3] of rays over a background [3], differentiable with respect to rays and code [A]; what
-        `refine.refine_view` asks for."""
-        device = rays.origin.device
-        rays, background = rays.to(self.device), background.to(self.device)
-        hit, bounded = self.bound(rays)
-        code = self.novel_code() if code is None else code.to(self.device)
-        seen = self.trace(bounded, code, None)
-        shown = background.expand(len(rays), 3).index_add(0, hit, seen.rgb - seen.alpha[:, None] * background)
-        return shown.to(device)
-
-    def novel_code(self) -> Tensor | None:
-        """[A] the appearance of pictures that were not trained on: the mean of the training codes."""
-        return None if self.codes is None else self.codes.novel()
 
     @picture
     @ops.own_threads()

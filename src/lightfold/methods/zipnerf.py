@@ -16,9 +16,9 @@ the order of this file:
    as the camera moves: aliasing along z.
 
 Around these stand the parts of mip-NeRF 360: two rounds of proposals, here each with a grid of its own, that cut a ray
-anew; the distortion loss; and a curve (`Spacing.POWER`) that measures rays in even steps near by and ever longer ones
-far off. Values of the grids decay level by level, each level by its own mean, or the few rows of the coarse levels
-would not feel it among the many of the fine ones.
+anew (`proposal_method.py`); the distortion loss; and a curve (`Spacing.POWER`) that measures rays in even steps near by
+and ever longer ones far off. Values of the grids decay level by level, each level by its own mean, or the few rows of
+the coarse levels would not feel it among the many of the fine ones.
 
 What differs from the paper, because a CPU is the target: smaller tables and networks, fewer samples, harmonics instead
 of sines for the direction, mean squared errors, no skip connection in the colour network, the contraction with straight
@@ -38,53 +38,32 @@ from torch import Generator, Tensor, nn
 
 from .. import devices, ops
 from ..cameras import Camera
-from ..errors import ConfigError
 from ..fields import bounded_exp, layers
 from ..geometry import contract_cube_isotropic
 from ..losses import charbonnier, distortion, mse, spline_interlevel
-from ..ops import HashGrid, hash_encode, mlp, spherical_harmonics
-from ..optim import Adam, Group, exponential_after, warm_up
-from ..proposal import Spacing, median_distance, power, resample, weights_from_density
-from ..rays import Box, Rays
-from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
+from ..ops import HashGrid, hash_encode, mlp
+from ..optim import Group, exponential_after, warm_up
+from ..proposal import Spacing, median_distance, power
+from ..rays import Box, Rays, meeting
 from ..spaces import BOX, Bounded, Unbounded
-from .base import Image, Method, asked, check_ranges, picture
+from .base import Image, asked, check_choices, check_pairs, check_ranges, picture
+from .proposal_method import ProposalConfig, ProposalMethod, Traced
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
 
 
-@dataclass(frozen=True)
-class ZipNeRFConfig:
-    """Options of `zipnerf`."""
+@dataclass(frozen=True, kw_only=True)
+class ZipNeRFConfig(ProposalConfig):
+    """Options of `zipnerf`: these, and those of `ProposalConfig`."""
 
-    steps: int = 20_000
-    """Steps of a full training."""
     rays: int = 512
-    """Rays per step."""
     proposal_samples: tuple[int, int] = (32, 16)
     """Intervals per ray that the first and the second proposal look at, with six points in each."""
     samples: int = 12
     """Intervals per ray that the field looks at, with six points in each."""
-    padding: float = 0.01
-    """Weight that every interval of a proposal gets on top of its own when it is cut anew, so that nothing stays
-    unseen for good because a proposal once saw nothing there."""
-    levels: int = 8
-    """Levels of the field's hash grid."""
-    features: int = 4
-    """Features per level: 1, 2, 4 or 8."""
-    log2_rows: int = 16
-    """Rows of a level's table, as a power of two."""
-    base: int = 16
-    """Vertices per axis of the coarsest level, of the field and of the proposals."""
-    finest: int = 4096
-    """Vertices per axis of the finest level of an unbounded scene, which spends half of it on the cube [-1, 1]^3."""
-    finest_bounded: int = 1024
-    """The same for a bounded scene, all of which lies in that cube."""
     width: int = 64
     """Width of the density network's hidden layer."""
-    geometry: int = 16
-    """Outputs of the density network, density among them."""
     colour_width: int = 64
     """Width of the colour network's hidden layers."""
     colour_depth: int = 2
@@ -93,82 +72,35 @@ class ZipNeRFConfig:
     """Levels of the two proposals' hash grids."""
     proposal_features: int = 2
     """Features per level of the proposals: 1, 2, 4 or 8."""
-    proposal_log2_rows: int = 15
-    """Rows of a proposal's levels, as a power of two."""
     proposal_finest: tuple[int, int] = (128, 512)
-    """Vertices per axis of the finest level of the two proposals."""
-    proposal_width: int = 16
-    """Width of a proposal's hidden layer."""
     annealed: int = 200
     """Steps in which proposals are believed more and more (mip-NeRF 360, equation 18), and learn at every step."""
-    proposal_every: int = 4
-    """After those, proposals learn in every so many steps only: they follow what moves slowly."""
     blur: tuple[float, float] = (0.03, 0.003)
     """Half widths of the box that blurs the field's weights before each proposal learns them, as shares of a ray."""
     deviation: float = 0.5
     """Standard deviation of the Gaussian at each of the six points, as a share of its distance from the ray."""
-    shift: float = -1.0
-    """Density is exp(raw + shift): how thin the fog is in which training starts."""
-    appearance: int = 0
-    """Length of the code per photograph, 8 to 32 where exposures differ a lot; 0 for none. Codes make novel views look
-    like the average photograph, which costs plain scores (see `lightfold eval --refine`)."""
     poses: str = "off"
-    """Correction of poses: "so3xr3", "se3" or "off"."""
-    pose_lr: float = 3e-4
-    """Learning rate of poses, in scene units and radians; it ends at a hundredth of it."""
-    pose_delay: int = 500
-    """Steps before poses start to move: from a field that knows nothing they would learn nothing."""
-    pose_penalty: float = 1e-2
-    """Weight of the mean squared shift of the poses; turns count a tenth of it."""
     colour_loss: Literal["mse", "charbonnier"] = "mse"
     """The square, which PSNR measures, or Charbonnier's, the paper's, which forgives passers-by and highlights."""
-    distortion: float = 2e-3
-    """Weight of the distortion loss, which gathers a ray's weights."""
     interlevel: float = 0.01
     """Weight of the loss by which proposals learn. Nothing else moves them but the decay of their grids."""
     decay: float = 1e-4
     """Weight of the sum over all grids' levels of the mean square of their values."""
     table_lr: float = 5e-2
-    """Learning rate of the hash tables."""
     network_lr: float = 5e-3
-    """Learning rate of the networks."""
     warm_up: float = 0.01
     """Share of the training in which learning rates rise from a hundredth of themselves."""
-    plateau: float = 0.3
-    """Share of the training after which learning rates start to fall."""
-    final_lr: float = 0.03
-    """Learning rates end at this share of their start."""
-    keep: float = 1e-3
-    """Samples of smaller weight get no colour."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(
             self,
-            ("steps", 1, 10**9), ("rays", 1, 2**20), ("samples", 2, 1024), ("padding", 0.0, 1.0), ("levels", 1, 32),
-            ("log2_rows", 4, 24), ("base", 2, 512), ("finest", 16, 2**18), ("finest_bounded", 16, 2**18),
             ("width", 8, 256), ("geometry", 1, 256), ("colour_width", 8, 256), ("colour_depth", 1, 6),
-            ("proposal_log2_rows", 4, 24), ("proposal_width", 1, 256), ("annealed", 1, 10**9),
-            ("proposal_every", 1, 1000), ("deviation", 0.0, 10.0), ("shift", -10.0, 10.0), ("appearance", 0, 128),
-            ("pose_lr", 0.0, 1.0), ("pose_delay", 0, 10**9), ("pose_penalty", 0.0, 1e3), ("distortion", 0.0, 10.0),
-            ("interlevel", 0.0, 10.0), ("decay", 0.0, 10.0), ("table_lr", 0.0, 10.0), ("network_lr", 0.0, 10.0),
-            ("warm_up", 0.0, 1.0), ("plateau", 0.0, 0.999), ("final_lr", 1e-6, 1.0), ("keep", 0.0, 0.5),
+            ("annealed", 1, 10**9), ("deviation", 0.0, 10.0), ("interlevel", 0.0, 10.0), ("decay", 0.0, 10.0),
+            ("warm_up", 0.0, 1.0),
         )  # fmt: skip
-        pairs: tuple[tuple[str, float, float], ...] = (
-            ("proposal_samples", 2, 4096), ("proposal_levels", 1, 32), ("proposal_finest", self.base, 2**18),
-            ("blur", 1e-6, 1.0),
-        )  # fmt: skip
-        for name, least, most in pairs:
-            given = getattr(self, name)
-            if len(given) != 2 or not all(least <= value <= most for value in given):
-                raise ConfigError(f"{name}: expected two numbers of {least:g} to {most:g}, got {given}.")
-        for name, known in (
-            ("features", (1, 2, 4, 8)), ("proposal_features", (1, 2, 4, 8)), ("poses", ("off", *MANIFOLDS)),
-            ("colour_loss", ("mse", "charbonnier")),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: expected {', '.join(map(str, known))}, got {getattr(self, name)}.")
-        if self.base > min(self.finest, self.finest_bounded):
-            raise ConfigError(f"base: expected at most the finest level's vertices, got {self.base}.")
+        check_pairs(self, ("proposal_levels", 1, 32), ("blur", 1e-6, 1.0))
+        check_choices(self, ("proposal_features", (1, 2, 4, 8)), ("colour_loss", ("mse", "charbonnier")))
 
 
 # ---------------------------------------------------------------------------------------------------- points in a cone
@@ -206,9 +138,9 @@ def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, T
         mirrored = torch.arange(edges.shape[1] - 1, device=edges.device) % 2
         turn = mirrored * (math.pi / 6.0)
     else:
-        drawn = torch.rand(2, *middle.shape, generator=rng, device=rng.device).to(edges.device)
+        drawn = devices.sent(torch.rand(2, *middle.shape, generator=rng, device=rng.device), edges.device)
         mirrored, turn = (drawn[0] < 0.5).long(), 2.0 * math.pi * drawn[1]
-    places = (math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype, device=edges.device)
+    places = devices.sent((math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype), edges.device)
     angle = places[mirrored] + turn[..., None]
     distance = (rays.radius[:, None, None] * t * math.sqrt(0.5)).detach()
     right, up = (axis[:, None, None] for axis in across(rays.direction))
@@ -220,7 +152,7 @@ def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, T
 @torch.no_grad()
 def across(direction: Tensor) -> tuple[Tensor, Tensor]:
     """Two unit vectors [R, 3] at right angles to each direction [R, 3] and to each other."""
-    away = F.one_hot(direction.abs().argmin(-1), 3).to(direction)
+    away = torch.zeros_like(direction).scatter_(-1, direction.abs().argmin(-1, keepdim=True), 1.0)
     right = F.normalize(torch.linalg.cross(direction, away), dim=-1)
     return right, torch.linalg.cross(direction, right)
 
@@ -334,23 +266,7 @@ class Field(nn.Module):
 # --------------------------------------------------------------------------------------------------------------- method
 
 
-@dataclass(frozen=True)
-class Traced:
-    """What R rays see, before any background."""
-
-    rgb: Tensor
-    """[R, 3], premultiplied by opacity."""
-    alpha: Tensor
-    """[R] opacity: the sum of the weights."""
-    depth: Tensor
-    """[R] sum of weight times distance."""
-    levels: list[tuple[Tensor, Tensor]]
-    """Edges in s [R, n + 1] and weights [R, n] of both proposals and, last, of the field."""
-    edges: Tensor
-    """[R, n + 1] distances, edges of the field's intervals."""
-
-
-class ZipNeRF(Method):
+class ZipNeRF(ProposalMethod):
     """See the module's docstring."""
 
     Config = ZipNeRFConfig
@@ -368,7 +284,6 @@ class ZipNeRF(Method):
         ),
     }  # fmt: skip
     ON_GPU: ClassVar[dict[str, int]] = {"rays": 8192}
-    HALF = True
     CHUNK = 1 << 12
     """Rays of a picture at once."""
 
@@ -385,8 +300,7 @@ class ZipNeRF(Method):
             )
             for n, side in zip(c.proposal_levels, c.proposal_finest, strict=True)
         )
-        self.codes = AppearanceCodes(info, c.appearance) if c.appearance else None
-        self.poses = PoseRefinement(info.cameras, c.poses, info.train) if c.poses != "off" else None
+        self.refine_views()
         # Forward-facing captures are unbounded ones here: the curve of distances needs no warp of space.
         self.space = Bounded(info) if info.bounded else Unbounded(info)
         self.spacing = Spacing.LINEAR if info.bounded else Spacing.POWER
@@ -396,71 +310,36 @@ class ZipNeRF(Method):
         radii = [float(camera.rays(xy).radius) for camera, xy in zip(cameras, middle, strict=True)]
         self.radius = sorted(radii)[len(radii) // 2]
 
-    @property
-    def proposals(self) -> tuple[ProposalField, ProposalField]:
-        """In the order in which a ray meets them."""
-        return self.first, self.second
-
     def groups(self) -> list[Group]:
-        """Tables move faster than networks; poses and codes have their own pace."""
         c = self.config
-        schedule = warm_up(exponential_after(c.plateau, c.final_lr), c.warm_up)
+        # The decay touches every entry in every step in which its grid learns, so nothing is skipped but the rest.
         tables = [part.cones.table for part in (self.field, *self.proposals)]
         networks = [*self.field.density_network, *self.field.colour_network]
         networks += [layer for p in self.proposals for layer in p.network]
-        groups = [
-            # The decay touches every entry in every step in which its grid learns, so nothing is skipped but the rest.
-            Group("tables", tables, c.table_lr, schedule=schedule, sparse=True),
-            Group("networks", networks, c.network_lr, schedule=schedule, weight_decay=1e-6),
-        ]
-        if self.codes is not None:
-            groups.append(self.codes.group(c.network_lr, schedule))
-        if self.poses is not None:
-            groups.append(self.poses.group(c.pose_lr))
-        return groups
-
-    def after_step(self, step: int, optim: Adam) -> None:
-        """Keeps the cameras from moving all together."""
-        if self.poses is not None:
-            self.poses.hold_gauge()
+        return self.grouped(tables, networks, warm_up(exponential_after(c.plateau, c.final_lr), c.warm_up))
 
     def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
-        """Error of the colours over random backgrounds, which make transparency costly wherever the truth is opaque;
-        and what keeps proposals, weights, grids and poses in order."""
-        c, info = self.config, self.info
-        pixels = scene.pixels(c.rays, rng).to(self.device)
-        rays = pixels.rays
-        if self.poses is not None:
-            with torch.set_grad_enabled(step >= c.pose_delay):
-                rays = self.poses.rays(rays)
-        background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
-        target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if info.has_alpha else pixels.rgb
-        hit, bounded = self.bound(rays)
-        code = None if self.codes is None else self.codes.of(bounded.view)
-        learning = step < c.annealed or step % c.proposal_every == 0
-        share = min(step / c.annealed, 1.0)
-        seen = self.trace(bounded, code, rng, anneal=10 * share / (9 * share + 1), proposals_learn=learning)
-        shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
+        """Error of the colours; and what keeps proposals, weights, grids and poses in order."""
+        c = self.config
+        looked = self.look(scene.pixels(c.rays, rng).to(self.device), step, rng, c.annealed)
+        seen, factor = looked.seen, looked.per_meeting
         *proposals, (edges, weights) = seen.levels
         grids = [self.field.cones]
         terms = {
-            "colour": (mse if c.colour_loss == "mse" else charbonnier)(shown, target),
-            "distortion": c.distortion * distortion(self.measured(seen), weights),
+            "colour": (mse if c.colour_loss == "mse" else charbonnier)(looked.shown, looked.target),
+            "distortion": c.distortion * factor * distortion(self.measured(seen), weights),
         }
-        if learning:
+        if looked.learning:
             bounds = [
                 spline_interlevel(edges, weights, *proposal, radius)
                 for proposal, radius in zip(proposals, c.blur, strict=True)
             ]
-            terms["proposals"] = c.interlevel * torch.stack(bounds).sum()
+            terms["proposals"] = c.interlevel * factor * torch.stack(bounds).sum()
             grids += [proposal.cones for proposal in self.proposals]
         if c.decay > 0:
             terms["decay"] = c.decay * torch.cat([grid.squares() for grid in grids]).sum()
-        if self.poses is not None and step >= c.pose_delay and c.pose_penalty > 0:
-            terms["poses"] = self.poses.penalty(c.pose_penalty, 0.1 * c.pose_penalty)
-        per_ray = sum(c.proposal_samples) + c.samples
-        error = devices.number(mse(shown.detach(), target))
-        self.stats = {"rays": len(rays), "samples": len(hit) * per_ray, "mse": error}
+        terms |= self.pose_terms(step)
+        self.stats = self.counts(looked, mse(looked.shown.detach(), looked.target))
         return terms
 
     def measured(self, seen: Traced) -> Tensor:
@@ -472,62 +351,27 @@ class ZipNeRF(Method):
 
     # -- along rays ----------------------------------------------------------------------------------------------------
 
-    def bound(self, rays: Rays, crop: Box | None = None) -> tuple[Tensor, Rays]:
-        """The rays that meet the scene (in `crop`), between the distances at which they do, and their indices [H]."""
+    def bound(self, rays: Rays, crop: Box | None = None, fixed: bool = False) -> tuple[Tensor, Rays]:
         near, far = rays.near, rays.far
         if crop is not None:
             enter, leave = crop.span(rays.origin.detach(), rays.direction.detach())
             near, far = torch.maximum(near, enter), torch.minimum(far, leave)
         bounded = self.space.bound(replace(rays, near=near, far=far))
-        # Pixels beyond a lens's rim have no direction.
-        finite = (rays.origin + rays.direction).detach().isfinite().all(-1)
-        hit = torch.nonzero((bounded.far > bounded.near) & finite)[:, 0]
-        near, far = bounded.near.detach(), bounded.far.detach()
-        return hit, replace(bounded, near=near, far=far)[hit]
+        return meeting(replace(bounded, near=bounded.near.detach(), far=bounded.far.detach()), fixed)
 
     def trace(
         self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
     ) -> Traced:
-        """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
-        c, count = self.config, len(rays)
-        edges_s = torch.tensor([[0.0, 1.0]]).to(rays.near).expand(count, 2)
-        weights = torch.ones_like(edges_s[:, 1:])
-        levels = []
-        # Proposals learn from the field, never from the colours, so the poses need no gradient through them.
-        fixed = replace(rays, origin=rays.origin.detach(), direction=rays.direction.detach())
-        with torch.set_grad_enabled(proposals_learn and torch.is_grad_enabled()):
-            for proposal, n in zip(self.proposals, c.proposal_samples, strict=True):
-                edges_s = resample(edges_s, weights.detach() + c.padding, n, rng, anneal=anneal)
-                edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
-                cones = self.cones(fixed, edges, rng)
-                with self.computing():
-                    density = proposal.density(*cones)
-                weights = weights_from_density(density.view(count, n), edges)
-                levels.append((edges_s, weights))
-        edges_s = resample(edges_s, weights.detach() + c.padding, c.samples, rng, anneal=anneal)
-        edges = self.spacing.t_from_s(edges_s, rays.near, rays.far)
-        cones = self.cones(rays, edges, rng)
-        with self.computing():
-            density, geometry = self.field.density(*cones)
-        weights = weights_from_density(density.view(count, c.samples), edges)
-        levels.append((edges_s, weights))
-        # Colour only where it counts.
-        flat = weights.reshape(-1)
-        kept = torch.nonzero(flat.detach() > c.keep)[:, 0]
-        ray = torch.div(kept, c.samples, rounding_mode="floor")
-        of_ray = spherical_harmonics(rays.direction)
-        if code is not None:
-            of_ray = torch.cat([of_ray, code.expand(count, -1)], dim=1)
-        with self.computing():
-            colour = self.field.colour(geometry.index_select(0, kept), of_ray.index_select(0, ray))
-        rgb = rays.origin.new_zeros(count, 3).index_add(0, ray, flat.index_select(0, kept)[:, None] * colour)
+        cut = self.cut(rays, rng, anneal, proposals_learn)
+        kept = self.kept(cut, rng)
+        rgb = kept.summed(self.colour(kept, rays, code), len(rays))
+        edges_s, weights = cut.levels[-1]
         # The middle in s: that of the last interval in t may be hundreds of units behind what it holds.
         middle = self.spacing.t_from_s(0.5 * (edges_s[:, 1:] + edges_s[:, :-1]), rays.near, rays.far)
-        return Traced(rgb, weights.sum(-1), (weights * middle).sum(-1), levels, edges)
+        return Traced(rgb, weights.sum(-1), (weights * middle).sum(-1), cut.levels, cut.edges)
 
-    def cones(self, rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor]:
-        """Points [R n, 6, 3] of the unit cube, and their standard deviations there [R n, 6], for the intervals between
-        edges [R, n + 1]."""
+    def places(self, rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor]:
+        """Six points in each interval, [R n, 6, 3] in the unit cube, and their standard deviations there [R n, 6]."""
         points, distance = hexagon(rays, edges, rng)
         unit, deviation = self.unit(points, self.config.deviation * distance)
         return unit.flatten(0, 1), deviation.flatten(0, 1)
@@ -540,21 +384,6 @@ class ZipNeRF(Method):
         return squeezed * 0.25 + 0.5, narrowed.detach() * 0.25
 
     # -- pictures ------------------------------------------------------------------------------------------------------
-
-    def colours(self, rays: Rays, code: Tensor | None, background: Tensor) -> Tensor:
-        """Colours [R, 3] of rays over a background [3], differentiable with respect to rays and code [A]; what
-        `refine.refine_view` asks for."""
-        device = rays.origin.device
-        rays, background = rays.to(self.device), background.to(self.device)
-        hit, bounded = self.bound(rays)
-        code = self.novel_code() if code is None else code.to(self.device)
-        seen = self.trace(bounded, code, None)
-        shown = background.expand(len(rays), 3).index_add(0, hit, seen.rgb - seen.alpha[:, None] * background)
-        return shown.to(device)
-
-    def novel_code(self) -> Tensor | None:
-        """[A] the appearance of pictures that were not trained on: the mean of the training codes."""
-        return None if self.codes is None else self.codes.novel()
 
     @picture
     @ops.own_threads()
