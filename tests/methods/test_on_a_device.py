@@ -154,11 +154,16 @@ def test_a_step_of_ngp_waits_for_nothing(gpu: Elsewhere, monkeypatch: pytest.Mon
     optim = Adam(method.groups())
     scene.info = replace(scene.info, has_alpha=True)
 
-    def train_rays(field: Any, tracing: Any, *rays: Tensor, table_gradient: Tensor, touched: Tensor, **_: Any) -> Loss:
-        loss = sum(t.float().mean() for t in (*rays, *field.tensors(), tracing.bits, touched))
+    def train_rays(
+        field: Any, tracing: Any, *rays: Tensor, table_gradient: Tensor, touched: Tensor, varying: Any, **_: Any
+    ) -> Loss:
+        loss = sum(t.float().mean() for t in (*rays, *field.tensors(), tracing.bits, touched, *varying))
         count = torch.full((), 400, device=DEVICE)
         return Loss(loss, loss.detach(), loss.detach(), Picture(rays[0], rays[1], rays[2], count, count))
 
+    monkeypatch.setattr("lightfold.methods.ngp.TRITON_DEVICES", (DEVICE.type,))
+    # The generators of a device cannot be pretended.
+    monkeypatch.setattr(torch, "Generator", lambda device=None, own=torch.Generator: own())
     monkeypatch.setattr(ops, "train_rays", train_rays)
     monkeypatch.setattr(ops, "density_at", lambda field, points: points.sum(1) + field.table.sum())
     monkeypatch.setattr("lightfold.fields.grid_raise_", lambda *_: None)
