@@ -43,7 +43,8 @@ def _adam_kernel(
     rate_high, rate_low, root_high, root_low, new1_high, new1_low, new2_high, new2_low, eps_high, eps_low,
     decay_high, decay_low, SPARSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # Rows of four: a thread moves four neighbours at once, or none of them where all their gradients are zero.
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
     live = i < n
     if touched is not None:
         live = live & (tl.load(touched + i // 16, mask=live, other=0) != 0)
@@ -56,7 +57,7 @@ def _adam_kernel(
     new1, new2 = tl.cast(new1_high, dtype) + new1_low, tl.cast(new2_high, dtype) + new2_low
     eps, decay = tl.cast(eps_high, dtype) + eps_low, tl.cast(decay_high, dtype) + decay_low
     if SPARSE:
-        live = live & (g != 0)
+        live = live & (tl.max((g != 0).to(tl.int32), axis=1, keep_dims=True) > 0)
     p = tl.load(value + i, mask=live, other=0.0)
     v = tl.load(second + i, mask=live, other=0.0)
     full = g + decay * p
@@ -64,9 +65,11 @@ def _adam_kernel(
     if first is not None:
         before = tl.load(first + i, mask=live, other=0.0)
         m = before + new1 * (full - before)
-        tl.store(first + i, m, mask=live)
-    v += new2 * (full * full - v)
-    p -= rate * m / (tl.sqrt(v * root) + eps)
-    tl.store(value + i, p, mask=live)
-    tl.store(second + i, v, mask=live)
+        tl.store(first + i, tl.where(g != 0, m, before) if SPARSE else m, mask=live)
+    after = v + new2 * (full * full - v)
+    moved = p - rate * m / (tl.sqrt(after * root) + eps)
+    if SPARSE:
+        after, moved = tl.where(g != 0, after, v), tl.where(g != 0, moved, p)
+    tl.store(value + i, moved, mask=live)
+    tl.store(second + i, after, mask=live)
     tl.store(gradient + i, tl.zeros_like(g), mask=live)
