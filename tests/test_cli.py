@@ -651,13 +651,14 @@ def test_doctor_says_which_kernels_a_gpu_uses_and_why(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(devices, "memory", lambda device: 80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=36))
     slow = "plain PyTorch, which is slow, because Triton is not installed"
     for found, told, taken in ((object(), "Triton", "cuda:0 (Card 0)"), (None, slow, "cpu; MPS only")):
         monkeypatch.setattr(backend, "find_spec", lambda name, found=found: found)
         rows = dict(doctor.gpus())
         assert rows["--device cuda:1"].startswith("cuda:1 (Card 1), 80 GiB; kernels: " + told)
         launched = "as a whole" if found else "kernel by kernel"
-        told = f"precision bfloat16; for ngp there: --model.batch 262144, and steps launched {launched}"
+        told = f"precision bfloat16; for ngp there: --model.batch 65536, and steps launched {launched}"
         assert rows["  cuda:1"] == told
         assert rows["--device auto"].startswith(taken)
 
@@ -710,6 +711,8 @@ class TestOptionsOfAGPU:
         larger, said = for_gpu("ngp", model)
         assert larger.batch == 1 << 18 and replace(larger, batch=model.batch) == model
         assert said is not None and "--model.batch 262144" in said
+        assert for_gpu("ngp", model, size=0.25)[0].batch == 1 << 16
+        assert for_gpu("ngp", model, size=1 / 64)[0] == model, "as large as the processor's it is at least"
 
     def test_options_that_the_user_has_set_stay(self) -> None:
         words = ["ngp", "CAPTURE", "--model.batch=24576", "--model.log2-rows", "15", "--steps", "3"]
@@ -725,4 +728,6 @@ class TestOptionsOfAGPU:
         assert steps.same_command(run, run.config)
         begun_there = Run(run.path, elsewhere, run.info, run.about)
         assert steps.same_command(begun_there, run.config)
+        small = replace(run.config, model=for_gpu(run.config.method, run.config.model, size=0.25)[0])
+        assert steps.same_command(Run(run.path, small, run.info, run.about), run.config)
         assert not steps.same_command(run, replace(run.config, method="nerf:paper"))

@@ -182,6 +182,17 @@ def test_what_is_compiled_is_counted_and_what_is_found_is_not() -> None:
     assert (compiled.kernels, compiled.seconds) == (2, 0.5) and knobs.listener is before
 
 
+@pytest.mark.parametrize(
+    ("cores", "size"), [(304, 1.0), (132, 1.0), (128, 1.0), (60, 0.5), (36, 0.25), (20, 0.125), (2, 0.125)]
+)
+def test_small_gpus_are_small(cores: int, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(multi_processor_count=cores)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace(gpu_subslice_count=cores))
+    assert devices.size(torch.device("cuda", 0)) == devices.size(torch.device("xpu", 0)) == size
+    assert devices.size(devices.CPU) == 1.0
+
+
 def test_a_device_without_graphs_is_launched_on_as_usual() -> None:
     assert devices.graphs(devices.CPU) is None and devices.graph_pool(devices.CPU) is None
     assert devices.graphs(torch.device("mps")) is None

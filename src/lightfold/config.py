@@ -110,13 +110,15 @@ def method_names() -> list[str]:
     return [f"{name}:{preset}" if preset else name for name in METHODS for preset in method_class(name).PRESETS]
 
 
-def for_gpu(method: str, model: Any, chosen: Collection[str] = ()) -> tuple[Any, str | None]:
+def for_gpu(method: str, model: Any, chosen: Collection[str] = (), size: float = 1.0) -> tuple[Any, str | None]:
     """A method's options as a GPU wants them, and a sentence that says which ones changed; None where none did.
 
     chosen: names of the options that the user has set, which stay. Options that are larger already stay too.
+    size: see `devices.size`.
     """
     cls, _ = lookup(method)
-    changed = {name: value for name, value in cls.ON_GPU.items() if name not in chosen and getattr(model, name) < value}
+    wanted = {name: int(value * size) for name, value in cls.ON_GPU.items() if name not in chosen}
+    changed = {name: value for name, value in wanted.items() if getattr(model, name) < value}
     if not changed:
         return model, None
     words = " ".join(f"--model.{name.replace('_', '-')} {value}" for name, value in changed.items())

@@ -6,6 +6,7 @@ MPS is taken only when it is asked for: ops run there as plain PyTorch, which is
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from collections import deque
@@ -176,6 +177,19 @@ def memory(device: torch.device) -> int | None:
     if device.type in TRITON_DEVICES:
         return int(getattr(torch, device.type).get_device_properties(device).total_memory)
     return int(torch.mps.recommended_max_memory()) if device.type == "mps" else None
+
+
+SIZES = (1.0, 0.5, 0.25, 0.125)
+"""How large GPUs are, beside one of 132 multiprocessors (an H100), for which the numbers in `Method.ON_GPU` are."""
+
+
+def size(device: torch.device) -> float:
+    """The one of SIZES that a GPU has: a smaller batch fills a small one."""
+    if device.type not in TRITON_DEVICES:
+        return 1.0
+    about = getattr(torch, device.type).get_device_properties(device)
+    cores = getattr(about, "multi_processor_count", 0) or getattr(about, "gpu_subslice_count", 0) or 132
+    return min(SIZES, key=lambda size: abs(math.log2(cores / 132 / size)))
 
 
 def peak_memory(device: torch.device) -> int | None:

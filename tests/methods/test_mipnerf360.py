@@ -260,7 +260,8 @@ class TestFaultsOfThePort:
         assert all(p.grad is None for p in model.field.parameters())
         # A proposal that claims more than the field does costs nothing, one that claims less does.
         edges, weights = (part.detach() for part in field)
-        assert interlevel(edges, weights, edges, 1.1 * weights) < 1e-9 < interlevel(edges, weights, edges, 0.9 * weights)
+        more, less = (interlevel(edges, weights, edges, factor * weights) for factor in (1.1, 0.9))
+        assert more < 1e-9 < less
 
     def test_02_the_proposal_has_more_samples_than_the_field(self) -> None:
         narrow = replace(MipNeRF360.PRESETS["360"], width=8, bottleneck=8)

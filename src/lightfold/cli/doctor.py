@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .. import cache, machine
 from ..errors import ConfigError, LightfoldError
@@ -153,20 +154,21 @@ def gpus() -> list[tuple[str, str]]:
         size = devices.memory(device) or 0
         rows.append((f"--device {device}", f"{devices.title(device)}, {size / 2**30:.0f} GiB; kernels: {used}"))
         launched = "as a whole" if lacking is None and devices.graphs(device) else "kernel by kernel"
-        told = f"precision {precision}; for ngp there: {_options()}, and steps launched {launched}"
+        told = f"precision {precision}; for ngp there: {_options(device)}, and steps launched {launched}"
         rows.append((f"  {device}", told))
     taken = devices.choose()
     why = "" if taken != devices.CPU else "; MPS only when it is named, and other GPUs only with Triton"
     return [*rows, ("--device auto", f"{devices.title(taken)}{why}")]
 
 
-def _options() -> str:
+def _options(device: Any) -> str:
     """What a training changes on a GPU where the user sets nothing."""
+    from .. import devices
     from ..config import for_gpu, lookup
     from ..methods import METHODS
 
     default = next(iter(METHODS))
-    sentence = for_gpu(default, lookup(default)[1])[1]
+    sentence = for_gpu(default, lookup(default)[1], size=devices.size(device))[1]
     return "as on the processor" if sentence is None else sentence.partition(": ")[2].partition(" (")[0]
 
 

@@ -80,7 +80,7 @@ def begin(config: RunConfig, out: Path | None, chosen: Collection[str] = ()) -> 
     if out is not None and is_run(out):
         return resume(_same_run(out, config, chosen))
     if device.type in TRITON_DEVICES:
-        model, sentence = for_gpu(config.method, config.model, chosen)
+        model, sentence = for_gpu(config.method, config.model, chosen, devices.size(device))
         config = replace(config, model=model)
         if sentence is not None:
             console.say(sentence)
@@ -129,7 +129,8 @@ def device_of(config: RunConfig, world: World | None = None) -> torch.device:
 
 def same_command(run: Run, config: RunConfig, chosen: Collection[str] = ()) -> bool:
     """Whether a run has this configuration, whichever kind of device it was begun on."""
-    return run.config in (config, replace(config, model=for_gpu(config.method, config.model, chosen)[0]))
+    sizes = [for_gpu(config.method, config.model, chosen, size)[0] for size in devices.SIZES]
+    return run.config in (config, *(replace(config, model=model) for model in sizes))
 
 
 def _same_run(out: Path, config: RunConfig, chosen: Collection[str]) -> Run:
