@@ -11,6 +11,7 @@ from benchmarks import gpu
 from gpu_checks import DEVICE, NEEDS_TRITON, kernels
 
 from lightfold.config import lookup
+from lightfold.methods.neus import NeuSConfig
 from lightfold.ops.backend import bfloat16_pays
 from lightfold.scene import SceneConfig
 
@@ -31,8 +32,10 @@ def test_a_gpu_without_triton_is_told_what_is_lacking(monkeypatch: pytest.Monkey
 
 @NEEDS_TRITON
 def test_the_rows_of_the_distance_field_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All calls are the kernels' own, though nothing can be timed: each is made once."""
+    """All calls are the kernels' own, though nothing can be timed: each is made once, with a small field."""
     calls: list[object] = []
+    small = NeuSConfig(levels=2, log2_rows=8, finest=32, width=16, grid=16)
+    monkeypatch.setattr(gpu, "NeuSConfig", lambda: small)
     monkeypatch.setattr(gpu, "seconds", lambda function, device: calls.append(function()) or 1.0)
     with kernels():
         rows = gpu.surfaces(DEVICE, 320)
