@@ -44,7 +44,7 @@ test-slow: install
 
 # On a machine with a GPU, whose PyTorch is there already: PYTHON's own packages, nothing is installed.
 gpu:
-	$(PYTHON) -m pytest -q tests/test_on_a_gpu.py tests/test_recording.py tests/methods/test_ngp_on_gpu.py \
+	$(PYTHON) -m pytest -q tests/test_on_a_gpu.py tests/test_recording.py $(wildcard tests/methods/test_*_on_gpu.py) \
 		$(filter-out %_compiles.py,$(wildcard tests/ops/test_triton_*.py))
 	$(PYTHON) -m benchmarks.gpu $(if $(QUICK),--quick)
 

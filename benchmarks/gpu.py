@@ -31,6 +31,7 @@ from lightfold import devices, machine, ops
 from lightfold.cli import console, steps
 from lightfold.config import RunConfig, TrainConfig, lookup
 from lightfold.evaluate import evaluate
+from lightfold.methods.neus import BETA, MOST, HashField, NeuSConfig, near_surface
 from lightfold.ops import HashGrid
 from lightfold.ops.backend import half_type, triton_lacks
 from lightfold.scene import SceneConfig
@@ -72,6 +73,8 @@ def main() -> None:
             "time": "device events, warm, median of the repetitions",
             "bytes": "each operand once; for tables also whole sectors of 32 bytes per look-up",
             "network flops": "2 per weight and sample forward; 6 backward, and 2 for what it computes again",
+            "surface flops": "2 per weight and sample for each product: forward two with the first layer and one with "
+            "the last; backward five and two, and one for what it computes again",
         }
         if not options.no_training:
             record.results["training"] = trainings(device, options)
@@ -132,7 +135,7 @@ def kernels(device: torch.device, n: int, card: dict[str, float]) -> list[dict[s
     for half in (None, torch.bfloat16):
         with torch.autocast(device.type, dtype=half) if half else nullcontext():
             rows += [*encoding(device, n), *networks(device, n)]
-    rows += [*compositing(device, n), *adam(device), marching(device, n)]
+    rows += [*compositing(device, n), *adam(device), marching(device, n), *surfaces(device, n)]
     for row in rows:
         row["bytes_per_second"] = row["bytes"] / row["seconds"]
         row["share_of_memory"] = row["bytes_per_second"] / card["bytes_per_second"]
@@ -256,14 +259,18 @@ def adam(device: torch.device, n: int = 12_600_000) -> list[dict[str, Any]]:
     return rows
 
 
-def marching(device: torch.device, n: int) -> dict[str, Any]:
-    """Rays through a shell; what bounds it is waiting for bits, so the rate of samples says more than bytes."""
-    rays, most, cells = n // 16, 128, 128
+def around(rays: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Origin, direction, near and far of rays from all sides towards the middle."""
     rng = torch.Generator().manual_seed(3)
     origin = torch.nn.functional.normalize(torch.randn(rays, 3, generator=rng), dim=1) * 2
     direction = torch.nn.functional.normalize(0.5 * torch.randn(rays, 3, generator=rng) - origin, dim=1)
-    ends = torch.full((rays,), 0.2), torch.full((rays,), 4.0)
-    arguments = [t.to(device) for t in (origin, direction, *ends, shell(1, cells))]
+    return origin, direction, torch.full((rays,), 0.2), torch.full((rays,), 4.0)
+
+
+def marching(device: torch.device, n: int) -> dict[str, Any]:
+    """Rays through a shell; what bounds it is waiting for bits, so the rate of samples says more than bytes."""
+    rays, most, cells = n // 16, 128, 128
+    arguments = [t.to(device) for t in (*around(rays), shell(1, cells))]
 
     def walk() -> Tensor:
         return ops.march(*arguments, 1, cells, step=0.005, cone=1 / 256, most=most, seed=1)[2]
@@ -278,6 +285,68 @@ def marching(device: torch.device, n: int) -> dict[str, Any]:
         "samples_per_second": samples / took,
         "rays_per_second": rays / took,
     }
+
+
+def surfaces(device: torch.device, n: int) -> list[dict[str, Any]]:
+    """The distance field of `neus`, forward with its slope and backward, and the search for its samples along rays
+    through the sphere that it starts from, at the steepness of a training's end; the last waits for the device once.
+    """
+    from lightfold.ops.triton import surface
+
+    torch.manual_seed(0)
+    config = NeuSConfig()
+    model = HashField(config, config.radius, inside_out=False).to(device)
+    grid, table = model.grid, model.table.detach()
+    first, last, levels = model._layers(None)
+    first, last, points = first.detach(), last.detach(), 2 * ray_points(n).to(device) - 1
+    out, gradient = torch.empty(n, len(last), device=device), torch.empty(n, 3, device=device)
+    d_out, d_gradient = torch.randn_like(out), torch.randn_like(gradient)
+    field = (points, table, first, last, grid, levels, BETA)
+    ends, lookups = n * 4 * (3 + len(last) + 3), 8 * n * levels
+    row_bytes, between = (
+        4 * grid.features,
+        n * 4 * 4 * grid.width,
+    )  # Four times a number per feature: u, q, and changes.
+    what = f"{grid.width + 4}-{config.width}-{len(last)}, {grid.layout} L{levels} F{grid.features} 2^{grid.log2_rows}"
+    rows: list[dict[str, Any]] = [
+        {
+            "kernel": "surface",
+            "what": what,
+            "seconds": seconds(lambda: surface.forward(*field, out, gradient), device),
+            "bytes": ends + lookups * row_bytes,
+            "sector_bytes": ends + lookups * max(SECTOR, row_bytes),
+            "flops": 2 * n * (2 * first.numel() + last.numel()),
+        },
+        {
+            "kernel": "surface backward",
+            "what": what,
+            "seconds": seconds(lambda: surface.backward(*field, d_out, d_gradient), device),
+            "bytes": ends + between + lookups * 3 * row_bytes,  # A row is read, and read and written to be added to.
+            "sector_bytes": ends + between + lookups * (max(SECTOR, row_bytes) + max(SECTOR, 2 * row_bytes)),
+            "flops": 2 * n * (6 * first.numel() + 2 * last.numel()),
+        },
+    ]
+    count, steepness = n // 16, 400.0
+    bits = near_surface(model, config.grid, steepness)
+    rays = tuple(t.to(device) for t in around(count))
+    how: dict[str, Any] = {"inv_s": steepness, "step": config.step, "keep": config.keep, "most": MOST, "seed": 1}
+
+    def march() -> ops.Steps:
+        return model.march(rays, bits, config.grid, **how)  # type: ignore[arg-type]
+
+    found, took = march(), seconds(march, device)
+    per_point = 8 * levels * row_bytes
+    rows.append(
+        {
+            "kernel": "surface_march",
+            "what": f"{found.evaluated / count:.0f} of a ray's steps evaluated, {len(found.ray) / count:.0f} kept",
+            "seconds": took,
+            "bytes": 32 * count + found.evaluated * per_point,
+            "samples_per_second": found.evaluated / took,
+            "rays_per_second": count / took,
+        }
+    )
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ training

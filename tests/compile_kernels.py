@@ -77,6 +77,16 @@ def launch_all() -> None:
     (slope,) = torch.autograd.grad(hash_encode(x, rows, published).sum(), x, create_graph=True)
     slope.sum().backward()
 
+    for count, hidden, outputs in ((n, 64, 16), (n, 128, 128), (1, 64, 16)):
+        first = torch.zeros(hidden, 4 + grid.width, requires_grad=True)
+        last = torch.zeros(outputs, hidden + 1, requires_grad=True)
+        for slope in (True, False):
+            distance = ops.surface(torch.zeros(count, 3), table, first, last, grid, levels=8, beta=100.0, slope=slope)
+            torch.cat([t.reshape(-1) for t in distance]).sum().backward()
+        rays = (torch.zeros(count, 3), torch.zeros(count, 3), torch.zeros(count), torch.zeros(count))
+        bits, how = torch.zeros(64**3 // 64, dtype=torch.int64), {"step": 0.01, "keep": 1e-3, "most": 128}
+        ops.surface_march(rays, bits, 64, table, first, last, grid, levels=8, beta=100.0, inv_s=60.0, **how)
+
     offset = torch.tensor([0, 400, n])
     sigma, rgb = torch.zeros(n, requires_grad=True), torch.zeros(n, 3, requires_grad=True)
     ops.composite(sigma, rgb, torch.zeros(n), torch.zeros(n), offset).colour.sum().backward()

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import gpu
+from gpu_checks import DEVICE, NEEDS_TRITON, kernels
 
 from lightfold.config import lookup
+from lightfold.methods.neus import NeuSConfig
 from lightfold.ops.backend import bfloat16_pays
 from lightfold.scene import SceneConfig
 
@@ -26,6 +28,20 @@ def test_a_gpu_without_triton_is_told_what_is_lacking(monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu, "triton_lacks", lambda kind: "Triton is not installed")
     with pytest.raises(SystemExit, match="There is a GPU, but no kernels"):
         gpu.find_device()
+
+
+@NEEDS_TRITON
+def test_the_rows_of_the_distance_field_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All calls are the kernels' own, though nothing can be timed: each is made once, with a small field."""
+    calls: list[object] = []
+    small = NeuSConfig(levels=2, log2_rows=8, finest=32, width=16, grid=16)
+    monkeypatch.setattr(gpu, "NeuSConfig", lambda: small)
+    monkeypatch.setattr(gpu, "seconds", lambda function, device: calls.append(function()) or 1.0)
+    with kernels():
+        rows = gpu.surfaces(DEVICE, 320)
+    assert [row["kernel"] for row in rows] == ["surface", "surface backward", "surface_march"]
+    assert len(calls) == 3 and all(row["bytes"] > 0 for row in rows)
+    assert rows[-1]["samples_per_second"] > rows[-1]["rays_per_second"] > 0
 
 
 def test_its_training_is_that_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

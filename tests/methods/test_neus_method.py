@@ -229,7 +229,17 @@ class TestFields:
         assert isinstance(field, HashField)
         for step, levels in ((0, 2), (39, 2), (40, 3), (80, 4), (10_000, 4)):
             model.loss(ball, step, step_generator(0, step))  # type: ignore[arg-type]
-            assert model.active_levels == levels and int(field.active.sum()) == 4 * levels
+            assert model.active_levels == field.active_levels == levels and int(field.active.sum()) == 4 * levels
+
+    def test_levels_of_a_checkpoint_are_those_of_its_buffer(self) -> None:
+        """They are kept as a number, which must follow whatever is written into the buffer."""
+        field, other = HashField(SMALL, 0.5, False), HashField(SMALL, 0.5, False)
+        field.set_active(3)
+        other.load_state_dict(field.state_dict())
+        assert other.active_levels == 3
+        points = torch.rand(9, 3)
+        torch.testing.assert_close(other.value(points), field.value(points))
+        assert other.double().active_levels == 3
 
 
 class TestSampling:

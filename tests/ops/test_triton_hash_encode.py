@@ -106,10 +106,10 @@ def test_positions_outside_and_positions_that_are_not_numbers(layout: str) -> No
     assert (x.grad[1] == 0).all() and x.grad[2, 1] != 0
 
 
-def test_a_surface_on_a_gpu_is_the_chain_with_this_encoding() -> None:
-    """`ops.surface` has no kernel of its own there; a loss on its slope needs the encoding's second derivatives."""
+def test_a_surface_that_is_too_wide_for_its_kernel_is_the_chain_with_this_encoding() -> None:
+    """A loss on its slope needs the encoding's second derivatives."""
     grid = surfaces.grid_of(2)
-    points, *weights = surfaces.inputs_of(grid, 40, 8, 3, 3, torch.float64)
+    points, *weights = surfaces.inputs_of(grid, 40, 130, 3, 3, torch.float64)
     assert_gpu_twins(
         lambda *w: ops.surface(points.to(w[0]), *w, grid, levels=3, beta=surfaces.BETA), weights, slack=2.0
     )

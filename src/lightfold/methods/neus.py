@@ -279,6 +279,7 @@ class HashField(DistanceField):
         self.shallow = c.depth == 1
         self.out = nn.Linear(c.width, 1 + c.geometry)
         self.register_buffer("active", torch.ones(self.grid.width))
+        self._counted = (self.active, self.active._version, self.grid.levels)
         sign = -1.0 if inside_out else 1.0
         with torch.no_grad():
             first.weight[:, :3] = even_directions(c.width)
@@ -295,7 +296,19 @@ class HashField(DistanceField):
 
     def set_active(self, levels: int) -> None:
         """Let the network see the coarsest levels only, so many."""
+        if levels == self.active_levels:
+            return
         self.active.copy_((torch.arange(self.grid.width) < levels * self.grid.features).float())
+        self._counted = (self.active, self.active._version, levels)
+
+    @property
+    def active_levels(self) -> int:
+        """How many levels the network sees: read from the buffer, for which a GPU's host waits, only if it is new."""
+        active, version, levels = self._counted
+        if active is not self.active or version != self.active._version:
+            levels = int(self.active.sum()) // self.grid.features
+            self._counted = (self.active, self.active._version, levels)
+        return levels
 
     def cell(self, levels: int) -> float:
         """Side of a cell of the finest of so many levels, in scene units."""
@@ -350,7 +363,7 @@ class HashField(DistanceField):
 
     def _layers(self, outputs: int | None) -> tuple[Tensor, Tensor, int]:
         """Both layers as `ops.surface` takes them, with biases as columns, and how many levels are active."""
-        first, levels = self.hidden[0], int(self.active.sum()) // self.grid.features
+        first, levels = self.hidden[0], self.active_levels
         assert isinstance(first, nn.Linear)
         weight = first.weight[:, : 3 + levels * self.grid.features]
         inner = torch.cat([weight[:, :3], first.bias[:, None], weight[:, 3:]], dim=1)
@@ -743,9 +756,10 @@ class NeuS(Method):
         `apart`: points [P, 3] anywhere in the cube, whose slopes are wanted too; all are asked for in one go.
         """
         c, inv_s = self.config, self.inv_s
-        step = min(max(1.0 / float(inv_s.detach()), c.step), 0.03)
+        steepness = float(inv_s.detach())
+        step = min(max(1.0 / steepness, c.step), 0.03)
         rays = (origin, direction, near, far)
-        at = intervals(self.field, self.bits, c.grid, rays, float(inv_s.detach()), step, c.keep, seed)
+        at = intervals(self.field, self.bits, c.grid, rays, steepness, step, c.keep, seed)
         d = direction[at.ray]
         points = origin[at.ray] + at.middle[:, None] * d
         everywhere = self.sample(points if apart is None else torch.cat([points, apart]), train)

@@ -2,8 +2,8 @@
 
 With u = (x, y, z, 1, features of the hash grid), z = A u and h = (softplus(z), 1), `out` = B h and the gradient is that
 of out[0] by the point. A loss on the gradient (eikonal, |grad f| = 1) differentiates a derivative. Written as a chain
-of operations, that keeps a dozen arrays of samples x width per pass and spends its time on moving them; the kernel
-takes a tile of samples through everything while it is in cache, and csrc/surface.h has the formulas.
+of operations, that keeps a dozen arrays of samples x width per pass and spends its time on moving them; the kernels
+take a tile of samples through everything while it is in cache, and csrc/surface.h has the formulas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backend import core, empty, kernel, refuse_second_order, route
+from .backend import core, empty, gpu, kernel, refuse_second_order, route
 from .hash_encode import HashGrid, hash_encode, hash_encode_reference
 
 
@@ -37,19 +37,23 @@ def surface(
     -> out [N, 1 + K], whose first column is the distance, and gradient [N, 3] of that column; without `slope` the
     gradient is empty, [0, 3]. Differentiable once with respect to table, first and last. The points are constants:
     their own gradient is not taken.
+
+    A distance needs its digits: inside `torch.autocast` the kernels compute as they do outside. On a GPU, layers that
+    are too wide for a fused kernel run as a chain of operations.
     """
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points: expected shape [N, 3], got {tuple(points.shape)}")
     check_field(table, first, last, grid, levels)
     points = points.detach()
     trained = torch.is_grad_enabled() and any(t.requires_grad for t in (table, first, last))
-    shape = _Shape(grid, levels, beta, slope, trained)
     way = route("surface", points, table, first, last)
-    if way != "native":
-        # There is no kernel for GPUs yet: the chain, with the hash encoding's own, which can be differentiated twice.
-        encode = hash_encode_reference if way == "reference" else hash_encode
-        return _by_chain(points, table, first, last, shape, encode)
-    return _Surface.apply(points.contiguous(), table, first.contiguous(), last.contiguous(), shape)
+    shape = _Shape(grid, levels, beta, slope, trained, way)
+    if way == "reference":
+        return _by_chain(points, table, first, last, shape, hash_encode_reference)
+    points, first, last = points.contiguous(), first.contiguous(), last.contiguous()
+    if way == "triton" and not gpu("surface", points, table, first, last).fits(first, last):
+        return _by_chain(points, table, first, last, shape, hash_encode)
+    return _Surface.apply(points, table, first, last, shape)
 
 
 class _Shape(NamedTuple):
@@ -59,6 +63,8 @@ class _Shape(NamedTuple):
     slope: bool
     trained: bool
     """Whether a backward pass may follow. Inside a Function, autograd does not say."""
+    way: str
+    """What `route` said: the pass back takes the same."""
 
 
 def check_field(table: Tensor, first: Tensor, last: Tensor, grid: HashGrid, levels: int) -> None:
@@ -81,6 +87,12 @@ class _Surface(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         out = empty((len(points), last.shape[0]), points)
         gradient = empty((len(points) if shape.slope else 0, 3), points)
+        ctx.shape = shape
+        if shape.way == "triton":
+            field = (points, table, first, last, shape.grid, shape.levels, shape.beta)
+            gpu("surface", points, table, first, last).forward(*field, out, gradient if shape.slope else None)
+            ctx.save_for_backward(points, table, first, last)
+            return out, gradient
         run = kernel("surface", points, table, first, last)
         size = 0
         if shape.trained:
@@ -91,18 +103,22 @@ class _Surface(torch.autograd.Function):
             gradient.data_ptr() if shape.slope else 0, trail.data_ptr() if shape.trained else 0,
         )  # fmt: skip
         ctx.save_for_backward(points, table, first, last, trail)
-        ctx.shape = shape
         return out, gradient
 
     @staticmethod
     def backward(ctx, d_out: Tensor, d_gradient: Tensor):
         refuse_second_order("surface")
-        points, table, first, last, trail = ctx.saved_tensors
-        d_out, d_gradient = d_out.contiguous(), d_gradient.contiguous()
+        points, table, first, last, *rest = ctx.saved_tensors
+        d_out, d_gradient, shape = d_out.contiguous(), d_gradient.contiguous(), ctx.shape
+        if shape.way == "triton":
+            field = (points, table, first, last, shape.grid, shape.levels, shape.beta)
+            kernels = gpu("surface", points, table, first, last, d_out, d_gradient)
+            return None, *kernels.backward(*field, d_out, d_gradient if shape.slope else None), None
+        (trail,) = rest
         d_table, d_first, d_last = torch.zeros_like(table), torch.zeros_like(first), torch.zeros_like(last)
         kernel("surface_backward", points, table, first, last, d_out, d_gradient)(
-            *_field(table, first, last, ctx.shape), points.data_ptr(), len(points), trail.data_ptr(), d_out.data_ptr(),
-            d_gradient.data_ptr() if ctx.shape.slope else 0, d_table.data_ptr(), d_first.data_ptr(), d_last.data_ptr(),
+            *_field(table, first, last, shape), points.data_ptr(), len(points), trail.data_ptr(), d_out.data_ptr(),
+            d_gradient.data_ptr() if shape.slope else 0, d_table.data_ptr(), d_first.data_ptr(), d_last.data_ptr(),
         )  # fmt: skip
         return None, d_table, d_first, d_last, None
 

@@ -6,7 +6,7 @@ opacity (NeuS, Wang et al. 2021, equation 13): a step whose ends have f_0 and f_
     tau = max(softplus(-s f_1) - softplus(-s f_0), 0),     weight = (light that gets there) (1 - exp(-tau))
 
 f is evaluated in the middle of each step through cells whose bit is set, and is linear between neighbouring middles.
-Most steps have no weight, and those behind a surface cannot have any: the kernel takes steps a few at a time, and does
+Most steps have no weight, and those behind a surface cannot have any: the kernels take steps a few at a time, and do
 not evaluate f where no more than `keep` of the light arrives.
 """
 
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import empty, kernel, route
+from .backend import empty, gpu, kernel, route
 from .hash_encode import HashGrid
 from .march import check_bits, check_rays, check_steps, march
 from .surface import check_field, surface
@@ -61,19 +61,25 @@ def surface_march(
     rays: origin, direction (unit) [R, 3], near, far [R]; bits int64 [size^3 / 64] of cells of the cube [-1, 1]^3 (see
     `ops.march`); table, first, last, grid, levels and beta as in `ops.surface`, of whose outputs the first is f. A ray
     has at most `most` steps of length `step` in cells whose bit is set; `seed` shifts each ray's first at random, 0
-    shifts all by half a step. Not differentiable.
+    shifts all by half a step. Not differentiable. On a GPU the host waits once, to know how many steps are kept.
     """
     origin, direction, near, far = rays
     _check(rays, bits, size, inv_s, step, keep, most)
     check_field(table, first, last, grid, levels)
-    if route("surface_march", origin, direction, near, far, bits, table, first, last) != "native":
-        # There is no kernel of its own for GPUs: marching and the field have theirs.
+    first, last = first.contiguous(), last.contiguous()
+    way = route("surface_march", origin, direction, near, far, bits, table, first, last)
+    if way == "triton":
+        kernels = gpu("surface_march", origin, direction, near, far, table, first, last)
+        if kernels.fits(first, last):
+            field = (table, first, last, grid, levels, beta)
+            return Steps(*kernels.sample(rays, bits, size, *field, inv_s, step, keep, most, seed))
+    if way != "native":
+        # Plain PyTorch, or a network that is too large for the kernels: marching and the field go their own ways.
         def value(points: Tensor) -> Tensor:
             return surface(points, table, first, last, grid, levels=levels, beta=beta, slope=False)[0][:, 0]
 
         return march_field(value, rays, bits, size, inv_s=inv_s, step=step, keep=keep, most=most, seed=seed)
-    last = last[:1].contiguous()
-    first = first.contiguous()
+    last = last[:1]
     run = kernel("surface_march", origin, direction, near, far, table, first, last)
     start = empty((len(origin), most), origin)
     kept, evaluated = torch.zeros((2, len(origin)), dtype=torch.int32)

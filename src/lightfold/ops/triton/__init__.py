@@ -8,7 +8,8 @@ that have been checked, and fills tensors that the caller has made. Shared habit
   time. What changes between models (features per level, widths of layers) is a constant.
 - **Nothing waits for the device.** No result is read by the host. Where one kernel decides how many rows the next one
   has (samples of a ray march), the number stays on the device: `count` is a tensor of one number, programs beyond it
-  return at once, and buffers have room for the most there can be.
+  return at once, and buffers have room for the most there can be. Pictures and `surface_march`, whose result has exact
+  sizes, wait once.
 - **Scalars in two halves.** Triton passes a Python float in single precision. Kernels that also run in double, where
   they are tested against finite differences, take it as `high + low` (see `halves`).
 - Offsets into tensors are 64 bit; sums are in the type of the points, whatever the type of the table.
