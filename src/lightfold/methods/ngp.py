@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
 
 
-ROOM = 2
-"""Times the batch that a GPU has memory for samples: a batch is as large as asked for on average only."""
+ROOM, LEAST_ROOM = 2, 1 << 13
+"""Times the batch, and samples at least, that a GPU has memory for: a batch is as large as asked for on average only,
+and 64 rays, the fewest, have at most so many."""
 NOTCHES = 4
 """Numbers of rays, between one and its double, that a GPU is given."""
 
@@ -203,7 +204,7 @@ class NGP(Method):
         o, c = self.occupancy, self.config
         return Tracing(
             o.bits, o.cascades, o.size, self.step * widen, self.cone * widen, 128, o.peak if listens else None,
-            stop=max(1e-4, c.keep), keep=c.keep, room=ROOM * c.batch,
+            stop=max(1e-4, c.keep), keep=c.keep, room=max(ROOM * c.batch, LEAST_ROOM),
         )  # fmt: skip
 
     def rendering_tracing(self) -> Tracing:
