@@ -39,6 +39,7 @@ class There(Tensor):
 
     here: Tensor
     waits: list[str]
+    sends: list[str]
     """Those of the `Elsewhere` that was entered last."""
 
     @staticmethod
@@ -50,7 +51,7 @@ class There(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(func, args, kwargs or {}, cls.waits)
+        return run(func, args, kwargs or {}, cls.waits, cls.sends)
 
     def tolist(self) -> Any:
         """As every tensor's, which PyTorch does not give to classes of tensors."""
@@ -67,6 +68,7 @@ class Elsewhere(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.sends: list[str] = []
 
     def __enter__(self) -> Elsewhere:
         own = torch.tensor
@@ -92,7 +94,7 @@ class Elsewhere(TorchDispatchMode):
         self._own = [(place, mine.__name__, getattr(place, mine.__name__)) for place, mine in ours]
         for place, mine in ours:
             setattr(place, mine.__name__, mine)
-        There.waits = self.waits
+        There.waits, There.sends = self.waits, self.sends
         super().__enter__()
         return self
 
@@ -102,7 +104,7 @@ class Elsewhere(TorchDispatchMode):
         super().__exit__(*reason)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(func, args, kwargs or {}, self.waits)
+        return run(func, args, kwargs or {}, self.waits, self.sends)
 
 
 def waiting(name: str, tensors: list[Tensor], to_there: bool, beside: bool) -> bool:
@@ -127,7 +129,7 @@ def asked_by() -> str:
     return "" if frame is None else f"in {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
-def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
+def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str], sends: list[str]) -> Any:
     """An operation, on the content of its tensors; its results are where theirs would be."""
     name = func.overloadpacket.__name__
     flat, shape = tree_flatten((args, kwargs))
@@ -143,6 +145,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], waits: list[str]) -> Any:
         raise RuntimeError(f"{name}: indices on {DEVICE} into a tensor of the CPU")
     if waiting(name, tensors, to_there, kwargs.get("non_blocking", len(args) > 2 and args[2])):
         waits.append(f"{name} {asked_by()}")
+    if name in ("copy_", "_to_copy") and to_there and not isinstance(tensors[-1], There):
+        sends.append(f"{name} {asked_by()}")
     handed = {id(t.here): t for t in there}
     flat = [t.here if isinstance(t, There) else CPU if isinstance(t, torch.device) else t for t in flat]
     args, kwargs = tree_unflatten(flat, shape)

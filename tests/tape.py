@@ -25,12 +25,18 @@ class Tape(TorchDispatchMode):
         self.calls: list[Callable[[], None]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: dict[int, Tensor] = {}
+        self._chances: list[torch.Generator] = []
+
+    def register_generator_state(self, state: torch.Generator) -> None:
+        """Recording takes no numbers from it; whoever calls an operation again gets the next."""
+        self._chances.append(state)
 
     def capture_begin(self, pool: Any = None) -> None:
         """Record from now on."""
         from triton.runtime.interpreter import GridExecutor
 
         self._launch = GridExecutor.__call__
+        self._states = [chance.get_state() for chance in self._chances]
         tape = self
 
         def launch(executor: Any, *args: Any, **kwargs: Any) -> None:
@@ -52,6 +58,8 @@ class Tape(TorchDispatchMode):
 
         self.__exit__(None, None, None)
         GridExecutor.__call__ = self._launch
+        for chance, state in zip(self._chances, self._states, strict=True):
+            chance.set_state(state)
         for tensor, content in self._before.values():
             tensor.untyped_storage().copy_(content.untyped_storage())
 

@@ -23,7 +23,7 @@ from lightfold.formats import open_capture
 from lightfold.guard import Guard
 from lightfold.machine import cache_folder
 from lightfold.methods import METHODS, method_class
-from lightfold.methods.base import step_generator
+from lightfold.methods.base import Recordable, step_generator
 from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.metrics import psnr
 from lightfold.optim import Adam
@@ -121,6 +121,22 @@ def test_a_recorded_training_is_as_good_as_one_that_is_not(tmp_path: Path, ball:
         scores.append(psnr(method.render(ball.info.cameras[0]).rgb, ball.truth(0)))
         seconds.append(run.metrics()[-1]["seconds"])
     assert min(scores) > 22 and abs(scores[0] - scores[1]) < 1.0, (scores, seconds)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_nothing_refuses_to_be_recorded(
+    name: str, tmp_path: Path, ball: PaintedBall, caplog: pytest.LogCaptureFixture
+) -> None:
+    cls = method_class(name)
+    config, habits = cls.PRESETS.get("small", cls.PRESETS[""]), TrainConfig(steps=60, eval_every=0)
+    run = Run.create(tmp_path / "run", RunConfig("/captures/ball", name, config, SceneConfig(), habits), ball.info)
+    torch.manual_seed(0)
+    method = placed(cls(config, ball.info), "auto", GPU)
+    with caplog.at_level("WARNING"):
+        train(run, ball, method, habits, progress=False)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == []
+    assert isinstance(method, Recordable) == (name != "neus")
+    assert all(bool(p.isfinite().all()) for p in method.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)

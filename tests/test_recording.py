@@ -15,15 +15,17 @@ import pytest
 import torch
 from gpu_checks import DEVICE, NEEDS_TRITON, kernels
 from methods.test_ngp import SMALL, model_of
+from methods.test_on_a_device import WAITLESS, configured
 from painted_ball import PaintedBall
 from tape import Tape
 from torch import Tensor, nn
 
-from lightfold import devices
+from lightfold import devices, ops
 from lightfold.guard import Guard
-from lightfold.methods.base import Drawn, Recordable, step_generator
+from lightfold.methods.base import Drawn, Method, Recordable, step_generator
 from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.optim import Adam, Group, exponential_after
+from lightfold.proposal import Spacing
 from lightfold.recording import Recorder, total
 
 TINY = replace(
@@ -204,3 +206,48 @@ def test_ngp_can_be_recorded_and_nobody_is_taken_for_what_they_are_not() -> None
     ball = PaintedBall(views=6, side=4)
     assert isinstance(NGP(NGPConfig(log2_rows=4, grid_bounded=16), ball.info), Recordable)
     assert not isinstance(nn.Linear(2, 2), Recordable)
+
+
+@pytest.fixture
+def here_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is taken for a device with graphs, on which methods compute in plain PyTorch."""
+    monkeypatch.setattr(devices, "TRITON_DEVICES", ("cpu",))
+    monkeypatch.setattr(Method, "fixed_sizes", True)
+    monkeypatch.setattr(Spacing, "_check", lambda *_: None)  # It looks at what is on the CPU.
+
+
+@NEEDS_TRITON
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU `test_on_a_gpu` trains all methods")
+@pytest.mark.parametrize("kind", [pytest.param("bounded", marks=pytest.mark.slow), "unbounded"])
+@pytest.mark.parametrize(("name", "options"), WAITLESS)
+def test_steps_of_methods_that_look_at_pixels(
+    name: str, options: dict[str, Any], kind: str, here_as_there: None
+) -> None:
+    """Random numbers are others in each step, poses begin to move, and proposals learn in some steps only."""
+    options = options | ({"annealed": 3} if name == "zipnerf" else {})
+    options = options | ({"pose_delay": 4} if "poses" in options else {})
+    found = []
+    for record in (False, True):
+        method, scene = configured(name, kind, options)
+        assert isinstance(method, Recordable)
+        optim = Adam(method.groups())
+        recorder = Recorder(method, optim, Guard(DEVICE), Tape)
+        losses = []
+        for step in {"nerfacto": range(998, 1010), "zipnerf": range(10)}.get(name, range(4)):
+            with ops.use("reference"):
+                drawn = method.drawn(scene, step, step_generator(0, step))
+                if record:
+                    loss, _ = recorder.take(drawn, step / 2000)
+                else:
+                    loss = total(method.loss_of(drawn))
+                    loss.backward()
+                    optim.step(step / 2000)
+                losses.append((float(loss.detach()), float(method.stats["mse"])))
+                method.after_step(step, optim)
+        assert recorder.refused is None
+        found.append((losses, [p.detach() for p in method.parameters()]))
+        if record:
+            assert len(recorder._recordings) >= 1
+    (losses, params), (others, ours) = found
+    assert losses == others and len(set(losses)) == len(losses)
+    assert all(torch.equal(a, b) for a, b in zip(params, ours, strict=True))

@@ -28,6 +28,7 @@ KINDS = ("cuda", "xpu", "mps")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OutOfMemory = torch.cuda.OutOfMemoryError
 """What PyTorch raises when a device has no memory left, whatever its maker."""
+_recording = False
 LAG = 4
 """Steps that the host may be ahead of a GPU: by then counts and losses have arrived, and reading is not waiting."""
 
@@ -152,10 +153,22 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on another device, without waiting for what that still computes."""
     if tensor.device == device:
         return tensor
+    if _recording:
+        raise RuntimeError("a step that is recorded sends something from the host")
     if tensor.device.type == "cpu" and device.type in TRITON_DEVICES:
         # Only from memory that cannot be paged out does a copy happen beside everything else.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def constant(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU that never changes, on a device: sent once, and kept there as long as it is here."""
+    if tensor.device == device:
+        return tensor
+    places: dict[torch.device, Tensor] = tensor.__dict__.setdefault("places", {})
+    if device not in places:
+        places[device] = sent(tensor, device)
+    return places[device]
 
 
 def fetched(tensor: Tensor) -> Tensor:
@@ -260,11 +273,28 @@ def graphs(device: torch.device) -> Callable[[], Any] | None:
     return torch.xpu.XPUGraph if device.type == "xpu" and hasattr(torch.xpu, "XPUGraph") else None
 
 
-def begin_recording(graph: Any, pool: Any) -> None:
-    """What this thread launches from now on is recorded in a graph, and not carried out."""
+@contextmanager
+def recording(graph: Any, pool: Any, chance: torch.Generator | None) -> Iterator[None]:
+    """What this thread launches inside is recorded in a graph, and not carried out. Numbers from `chance` are new ones
+    each time that the graph is launched."""
+    global _recording
+    if chance is not None:
+        if not hasattr(graph, "register_generator_state"):
+            raise RuntimeError("graphs of this PyTorch take no random numbers")
+        graph.register_generator_state(chance)
     # Left to itself, PyTorch also forbids what other threads do at the same time; they may be rendering a picture.
     alone = {"capture_error_mode": "thread_local"} if isinstance(graph, torch.cuda.CUDAGraph) else {}
     graph.capture_begin(pool=pool, **alone)
+    _recording = True
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):
+            graph.capture_end()
+        raise
+    finally:
+        _recording = False
+    graph.capture_end()
 
 
 def graph_pool(device: torch.device) -> Any:

@@ -76,6 +76,7 @@ class Adam:
         self.step_count = 0
         self.fraction = 0.0
         """Share of the training that was done at the last step, for methods with schedules of their own."""
+        self._lr: list[float] = []
         self._rates: Tensor | None = None
         self.moments: dict[str, tuple[Tensor | None, Tensor]] = {}
         for group in groups:
@@ -97,8 +98,10 @@ class Adam:
         """Begin a step: its number, and its learning rates."""
         self.step_count += 1
         self.fraction = fraction
+        self._lr = [group.lr * group.schedule(fraction) for group in self.groups]
         if self._rates is not None:
-            rates = [corrected(self.step_count, g.lr * g.schedule(fraction), g.betas) for g in self.groups]
+            steps = zip(self._lr, self.groups, strict=True)
+            rates = [corrected(self.step_count, lr, group.betas) for lr, group in steps]
             self._rates.copy_(devices.sent(torch.tensor(rates), self._rates.device))
 
     def move(self) -> None:
@@ -106,7 +109,6 @@ class Adam:
         for number, group in enumerate(self.groups):
             if group.clip is not None:
                 _clip(group.params, group.clip)
-            lr = group.lr * group.schedule(self.fraction)
             for i, param in enumerate(group.params):
                 if param.grad is None:
                     continue
@@ -117,7 +119,7 @@ class Adam:
                     first,
                     second,
                     step=self.step_count,
-                    lr=lr,
+                    lr=self._lr[number],
                     betas=group.betas,
                     eps=group.eps,
                     weight_decay=group.weight_decay,

@@ -170,7 +170,7 @@ def resample(
     n: int,
     rng: torch.Generator | None,
     dilation: float = 0.0,
-    anneal: float = 1.0,
+    anneal: float | Tensor = 1.0,
 ) -> Tensor:
     """Cuts rays anew, with short intervals where `weights` are large (mip-NeRF 360, appendix, and its authors' code).
 
@@ -186,8 +186,8 @@ def resample(
         rng: shifts all centres of a ray by one random number, which keeps them evenly spread in probability. None: no
             shift (evaluation must repeat).
         dilation: see `dilate`; 0 leaves the histogram as it is.
-        anneal: exponent on the weights in [0, 1]. Less than 1 flattens them early in training, when they are little
-            more than guesses.
+        anneal: exponent on the weights in [0, 1], a number or a tensor of one. Less than 1 flattens them early in
+            training, when they are little more than guesses.
 
     Returns:
         edges [R, n + 1] in [0, 1], increasing.
@@ -203,7 +203,7 @@ def resample(
     weights = torch.where(empty, edges_s.diff(dim=-1), weights)
     if dilation > 0:
         edges_s, weights = dilate(edges_s, weights, dilation)
-    if anneal != 1:
+    if isinstance(anneal, Tensor) or anneal != 1:
         # To the power of 0, even nothing is 1; but an interval without length has no place for a centre.
         weights = torch.where(edges_s.diff(dim=-1) > 0, weights**anneal, 0.0)
     centre = inverse_cdf(edges_s, weights, _one_jitter(edges_s, n, rng))

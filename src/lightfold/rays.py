@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .devices import sent
+from .devices import constant, sent
 
 _ZERO, _INFINITY, _UNKNOWN = torch.tensor(0.0), torch.tensor(math.inf), torch.tensor(-1)
 
@@ -126,7 +126,7 @@ class Box:
 
         Slabs: a ray is inside all three pairs of walls from its last entry to its first exit.
         """
-        affine = sent(self.box_from_world.to(direction.dtype), direction.device)
+        affine = constant(self.box_from_world, direction.device).to(direction.dtype)
         origin = rays_origin @ affine[:, :3].T + affine[:, 3]
         along = direction @ affine[:, :3].T
         # A direction of exactly 0 could give 0 / 0; a tiny one gives huge distances of the right signs.
@@ -272,12 +272,12 @@ def ndc_rays(rays: Rays, focal: float, width: int, height: int, near: float = 1.
         raise ValueError(f"ndc_rays: expected directions with z > 0 (forward-facing), got z = {float(z.min()):.4g}")
     to_near = (near - rays.origin[:, 2]) / z
     origin = rays.origin + to_near[:, None] * rays.direction
-    scale = sent(torch.tensor([2.0 * focal / width, 2.0 * focal / height], dtype=origin.dtype), origin.device)
-    start = scale * origin[:, :2] / near
-    end = scale * rays.direction[:, :2] / z[:, None]
+    across, down = 2.0 * focal / width, 2.0 * focal / height
+    start = torch.stack([across * origin[:, 0], down * origin[:, 1]], dim=-1) / near
+    end = torch.stack([across * rays.direction[:, 0], down * rays.direction[:, 1]], dim=-1) / z[:, None]
     ones = torch.ones_like(z)[:, None]
     # A pixel's tube: its cone's width at the near plane, magnified as the plane is.
-    radius = rays.radius * to_near.abs() * scale.mean() / near
+    radius = rays.radius * to_near.abs() * (0.5 * (across + down)) / near
     return Rays(
         origin=torch.cat([start, -ones], dim=-1),
         direction=torch.cat([end - start, 2.0 * ones], dim=-1),

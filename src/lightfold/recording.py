@@ -6,8 +6,9 @@ memory; in the second the launches are recorded, and with it and every later one
 
 A recording repeats its launches with the arguments they had, and Python's part is not run again. So all that differs
 between steps of one kind has to be numbers on the device, at places that stay: inputs (`Drawn.tensors`) are copied to
-where the recording reads them, learning rates are there (`Adam.keep_rates`), and parameters, gradients and moments
-never move. What decides shapes, or the way that Python takes, is in `Drawn.kind`, and each kind has a recording.
+where the recording reads them, learning rates are there (`Adam.keep_rates`), random numbers come from a generator
+there, and parameters, gradients and moments never move. What decides shapes, or the way that Python takes, is in
+`Drawn.kind`, and each kind has a recording.
 
 A device whose driver refuses to record, or a method of which something moves after all, costs speed and nothing else:
 steps are launched one by one then, and a warning says why.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +39,9 @@ MOST = 64
 
 class Graph(Protocol):
     """What launches are recorded in: `torch.cuda.CUDAGraph`, `torch.xpu.XPUGraph`."""
+
+    def register_generator_state(self, state: torch.Generator) -> None:
+        """Let numbers of a generator be others each time."""
 
     def capture_begin(self, *, pool: Any) -> None:
         """From now on, launches are recorded and not carried out."""
@@ -122,14 +125,8 @@ class Recorder:
             del self._recordings[next(iter(self._recordings))]
         inputs = tuple(t.clone() for t in drawn.tensors)
         graph = self._make_graph()
-        devices.begin_recording(graph, self._pool)
-        try:
+        with devices.recording(graph, self._pool, getattr(self.method, "chance", None)):
             loss, losses = self._launch(type(drawn)(drawn.kind, inputs))
-        except BaseException:
-            with suppress(RuntimeError):
-                graph.capture_end()
-            raise
-        graph.capture_end()
         recording = Recording(graph, inputs, losses, loss, dict(self.method.stats))
         self._recordings[drawn.kind] = recording
         return recording

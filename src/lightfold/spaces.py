@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .devices import sent
+from .devices import constant
 from .geometry import contract, look_at
 from .proposal import Spacing
 from .rays import Box, Rays, meeting, ndc_rays
@@ -137,7 +137,7 @@ class ForwardFacing(Space):
 
     def turned(self, rays: Rays) -> Rays:
         """Rays in the axes of the average camera."""
-        pose = sent(self.ndc_from_world.to(rays.origin.dtype), rays.origin.device)
+        pose = constant(self.ndc_from_world, rays.origin.device).to(rays.origin.dtype)
         rotation, translation = pose[:, :3], pose[:, 3]
         return replace(rays, origin=rays.origin @ rotation.T + translation, direction=rays.direction @ rotation.T)
 
@@ -152,7 +152,7 @@ class ForwardFacing(Space):
         if not fixed:
             return meeting(rays)
         # The average camera's own ray: one that looks sideways has no place in the cube.
-        pose = sent(self.ndc_from_world.to(rays.origin.dtype), rays.origin.device)
+        pose = constant(self.ndc_from_world, rays.origin.device).to(rays.origin.dtype)
         return meeting(rays, fixed, -pose[:, :3].T @ pose[:, 3], pose[2, :3])
 
     def straight(self, rays: Rays) -> Rays:

@@ -476,7 +476,7 @@ class TestAgainstATranscription:
         seed = 11
         model.fraction.fill_(0.1)
         terms = model.loss(Given(rays, rgb), 25_000, torch.Generator().manual_seed(seed))
-        seen = model.trace(rays, torch.Generator().manual_seed(seed), 0.1)
+        seen = model.trace(rays, torch.Generator().manual_seed(seed), annealing(0.1))
         draws = torch.Generator().manual_seed(seed)
         jitters = torch.cat([torch.rand(2, 1, generator=draws, dtype=DOUBLE) for _ in range(3)], dim=1).numpy()
         reference, levels, colours = Transcription(model), [], []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import DEVICE, Elsewhere
+from elsewhere import DEVICE, Elsewhere, There
 from painted_ball import PaintedBall
 from three_scenes import KINDS, Wall
 from torch import Tensor
@@ -22,7 +22,7 @@ from lightfold import devices, guard, ops
 from lightfold.config import lookup
 from lightfold.guard import Guard
 from lightfold.methods import METHODS, base, method_class
-from lightfold.methods.base import Method, step_generator
+from lightfold.methods.base import Method, Recordable, step_generator
 from lightfold.ops import Loss, Picture
 from lightfold.optim import Adam
 from lightfold.rays import Box
@@ -79,6 +79,26 @@ def gpu(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
     """The device is taken for one of those beside which the host works without waiting."""
     for module in (devices, guard):
         monkeypatch.setattr(module, "TRITON_DEVICES", (DEVICE.type,))
+    monkeypatch.setattr("lightfold.methods.ngp.TRITON_DEVICES", (DEVICE.type,))
+
+    # The generators of a device cannot be pretended; what comes from one is there without being sent.
+    class Chance(torch.Generator):
+        def __new__(cls, device: Any = None) -> Chance:
+            made = super().__new__(cls)
+            made.there = device is not None and torch.device(device).type == DEVICE.type
+            return made
+
+    def there(draw: Any) -> Any:
+        def drawn(*shape: Any, generator: Any = None, **options: Any) -> Tensor:
+            options.pop("device", None)
+            made = draw(*shape, generator=generator, **options)
+            return There(made) if getattr(generator, "there", False) else made
+
+        return drawn
+
+    monkeypatch.setattr(torch, "Generator", Chance)
+    for draw in (torch.rand, torch.randn):
+        monkeypatch.setattr(torch, draw.__name__, there(draw))
     return elsewhere
 
 
@@ -161,9 +181,6 @@ def test_a_step_of_ngp_waits_for_nothing(gpu: Elsewhere, monkeypatch: pytest.Mon
         count = torch.full((), 400, device=DEVICE)
         return Loss(loss, loss.detach(), loss.detach(), Picture(rays[0], rays[1], rays[2], count, count))
 
-    monkeypatch.setattr("lightfold.methods.ngp.TRITON_DEVICES", (DEVICE.type,))
-    # The generators of a device cannot be pretended.
-    monkeypatch.setattr(torch, "Generator", lambda device=None, own=torch.Generator: own())
     monkeypatch.setattr(ops, "train_rays", train_rays)
     monkeypatch.setattr(ops, "density_at", lambda field, points: points.sum(1) + field.table.sum())
     monkeypatch.setattr("lightfold.fields.grid_raise_", lambda *_: None)
@@ -230,13 +247,20 @@ def test_a_step_waits_for_nothing(name: str, options: dict[str, Any], kind: str,
     method, scene = configured(name, kind, options)
     method.to(DEVICE)
     optim, watch = Adam(method.groups()), Guard(DEVICE)
+    assert isinstance(method, Recordable)
+    optim.keep_rates(DEVICE)
     gpu.waits.clear()
-    for step in (0, 1001):  # Proposals learn in the first alone.
-        terms = method.loss(scene, step, step_generator(0, step))
+    for step in (0, 1001, 1002):  # Proposals learn in the first alone.
+        drawn = method.drawn(scene, step, step_generator(0, step))
+        optim.advance(0.1)
+        gpu.sends.clear()
+        terms = method.loss_of(drawn)
         assert isinstance(method.stats["mse"], Tensor)
         watch.backward(torch.stack(list(terms.values())).sum())
         watch.clean(optim.groups)
-        optim.step(0.1)
+        optim.move()
+        # What is sent from the host would be the same each time that a recording is launched; constants may be.
+        assert step == 0 or gpu.sends == []
         method.after_step(step, optim)
     assert gpu.waits == []
     assert all(bool(p.isfinite().all()) for p in method.parameters())

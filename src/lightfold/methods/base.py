@@ -51,6 +51,11 @@ def earlier(rng: Generator, steps: int) -> Generator:
     return torch.Generator().manual_seed((rng.initial_seed() - steps) % 2**32)
 
 
+def seed_of(rng: Generator) -> int:
+    """A seed for kernels, or for a generator on a device; not 0, which stands for none."""
+    return int(torch.randint(1, 2**62, (1,), generator=rng))
+
+
 def check_ranges(config: Any, *ranges: tuple[str, float, float]) -> None:
     """Raise ConfigError unless every option named is a number from its least to its greatest."""
     for name, least, most in ranges:
@@ -342,4 +347,5 @@ class Recordable(Protocol):
 
     def loss_of(self, drawn: Drawn) -> dict[str, Tensor]:
         """The loss terms of these inputs, by operations on the device alone that read nothing from the host but what
-        `Drawn.kind` tells. Values of `stats` are tensors there, or the same for all steps of the kind."""
+        `Drawn.kind` tells; random numbers, if there are any, come from a generator there, `chance`. Values of `stats`
+        are tensors there, or the same for all steps of the kind."""

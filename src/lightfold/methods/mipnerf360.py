@@ -39,10 +39,11 @@ from ..optim import Adam, Group, constant, exponential_after, warm_up
 from ..proposal import annealing, median_distance, resample, weights_from_density
 from ..rays import Box, Rays, per_meeting
 from ..spaces import space_of
-from .base import Image, Method, asked, picture
+from .base import Image, asked, picture
+from .pixel_method import Phase, PixelMethod
 
 if TYPE_CHECKING:
-    from ..scene import Scene, SceneInfo
+    from ..scene import Pixels, SceneInfo
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class Traced:
         return self.rgb + (1.0 - self.alpha)[:, None] * background
 
 
-class MipNeRF360(Method):
+class MipNeRF360(PixelMethod):
     """A field of radiance over Gaussians, and a proposal that finds where to ask it."""
 
     Config = MipNeRF360Config
@@ -374,12 +375,14 @@ class MipNeRF360(Method):
             for name, net in networks.items()
         ]
 
-    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+    def phase(self, step: int) -> Phase:
+        return Phase(anneal=annealing(float(self.fraction)))
+
+    def terms(self, pixels: Pixels, phase: Phase, rng: Generator) -> dict[str, Tensor]:
         c = self.config
-        pixels = scene.pixels(c.rays, rng).to(self.device)
         alpha = pixels.alpha[:, None]
         true = pixels.rgb * alpha + (1.0 - alpha) * self.background
-        seen = self.trace(pixels.rays, rng, float(self.fraction))
+        seen = self.trace(pixels.rays, rng, phase.anneal)
         colour = seen.over(self.background)
         *proposals, (edges, weights) = seen.levels
         bounds = [interlevel(edges, weights, *proposal) for proposal in proposals]
@@ -397,9 +400,11 @@ class MipNeRF360(Method):
         self.fraction.fill_(optim.fraction)
         self.trained.fill_(step + 1)
 
-    def trace(self, rays: Rays, rng: Generator | None = None, fraction: float = 1.0, cropped: bool = False) -> Traced:
-        """What rays see. With a generator: jittered, for training. `fraction` of the training is done. Rays that end at
-        the wall of a cropping box have nothing behind it."""
+    def trace(
+        self, rays: Rays, rng: Generator | None = None, anneal: float | Tensor = 1.0, cropped: bool = False
+    ) -> Traced:
+        """What rays see. With a generator: jittered, for training. `anneal` is the exponent on proposals' weights. Rays
+        that end at the wall of a cropping box have nothing behind it."""
         count, fixed = len(rays), self.fixed_sizes and rng is not None
         # Rays that miss the scene cost nothing; neither do pixels beyond a lens's rim, which have no direction.
         hit, rays = self.space.meeting(self.space.bound(rays), fixed)
@@ -414,7 +419,7 @@ class MipNeRF360(Method):
         for n in counts:
             # In the first round there is nothing yet to dilate: one interval, as long as the ray.
             dilation = 0.0025 + 0.5 / drawn if levels else 0.0
-            edges = resample(edges, weights, n, rng, dilation, annealing(fraction))
+            edges = resample(edges, weights, n, rng, dilation, anneal)
             drawn *= n
             t = self.space.spacing.t_from_s(edges, straight.near, straight.far)
             encoded = self.encode(straight, t)

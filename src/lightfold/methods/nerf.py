@@ -40,10 +40,11 @@ from ..losses import mse
 from ..optim import Group, exponential_after
 from ..rays import Box, Rays, sample_pdf, stratified
 from ..spaces import space_of
-from .base import Image, Method, picture
+from .base import Image, picture
+from .pixel_method import Phase, PixelMethod
 
 if TYPE_CHECKING:
-    from ..scene import Scene, SceneInfo
+    from ..scene import Pixels, SceneInfo
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ ENDLESS = 1e10
 # --------------------------------------------------------------------------------------------------------------- method
 
 
-class NeRF(Method):
+class NeRF(PixelMethod):
     """Coarse and fine radiance field with hierarchical sampling."""
 
     Config = NeRFConfig
@@ -246,8 +247,7 @@ class NeRF(Method):
         params = list(self.parameters())
         return [Group("networks", params, lr=self.config.lr, betas=(0.9, 0.999), eps=1e-7, schedule=schedule)]
 
-    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
-        pixels = scene.pixels(self.config.rays, rng).to(self.device)
+    def terms(self, pixels: Pixels, phase: Phase, rng: Generator) -> dict[str, Tensor]:
         rgb, alpha = pixels.rgb, pixels.alpha[:, None]
         true = rgb * alpha + (1.0 - alpha) * self.background
         coarse, fine = self.trace(pixels.rays, rng)
@@ -285,7 +285,8 @@ class NeRF(Method):
             delta = torch.cat([delta[:, :-1], last], dim=-1)
         raw, rgb = field(points[:, :-1], rays.direction[:, None, :])
         if rng is not None and self.config.density_noise > 0:
-            raw = raw + self.config.density_noise * devices.sent(torch.randn(raw.shape, generator=rng), raw.device)
+            noise = devices.sent(torch.randn(raw.shape, generator=rng, device=rng.device), raw.device)
+            raw = raw + self.config.density_noise * noise
         # ReLU is the paper's. Where it is 0 at every sample, no gradient is left: before a white background that is a
         # stable wrong answer, an all-white picture into which training can fall in its first steps. The authors' remedy
         # is to crop the first batches to the picture's middle; softplus(raw - 1), from mip-NeRF, needs no such luck: it

@@ -41,6 +41,7 @@ from ..optim import Adam, Group, exponential_after
 from ..proposal import Spacing, median_distance
 from ..rays import Box, Rays, meeting
 from .base import Image, asked, check_choices, check_ranges, earlier, picture, ray_chunks
+from .pixel_method import Phase
 from .proposal_method import ProposalConfig, ProposalMethod, Traced
 
 if TYPE_CHECKING:
@@ -219,11 +220,20 @@ class Nerfacto(ProposalMethod):
         share = min(float(self.done) / c.coarse_until, 1.0) if c.coarse_until > 0 else 1.0
         self.field.open_levels(self.COARSE + share * max(c.levels - self.COARSE, 0))
 
-    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+    @property
+    def annealed(self) -> int:
+        return self.ANNEALED
+
+    def phase(self, step: int) -> Phase:
+        """And how far levels of the grid are open, where they are not."""
+        phase = super().phase(step)
+        return phase._replace(kind=(*phase.kind, None if self.field.open is None else float(self.done)))
+
+    def terms(self, pixels: Pixels, phase: Phase, rng: Generator) -> dict[str, Tensor]:
         """Squared error of the colours; and what keeps proposals, weights, poses and, where asked for, depth and
         normals in order."""
-        c, pixels = self.config, self.batch(scene, step, rng)
-        looked = self.look(pixels, step, rng, self.ANNEALED)
+        c = self.config
+        looked = self.look(pixels, phase, rng)
         seen, factor = looked.seen, looked.per_meeting
         assert isinstance(seen, TracedNormals)
         error = mse(looked.shown, looked.target)
@@ -232,7 +242,7 @@ class Nerfacto(ProposalMethod):
         if looked.learning:
             bounds = [interlevel(edges, weights, *level) for level in seen.levels[:-1]]
             terms["proposals"] = factor * torch.stack(bounds).sum()
-        terms |= self.pose_terms(step)
+        terms |= self.pose_terms(phase)
         if pixels.depth is not None:
             known = torch.where(looked.rays.far > looked.rays.near, pixels.depth[looked.hit], 0.0)
             terms["depth"] = c.depth * depth_loss(c.depth_kind, weights, seen.edges, known, c.depth_spread)
@@ -240,7 +250,7 @@ class Nerfacto(ProposalMethod):
         self.stats = self.counts(looked, error)
         return terms
 
-    def batch(self, scene: Scene, step: int, rng: Generator) -> Pixels:
+    def pixels(self, scene: Scene, step: int, rng: Generator) -> Pixels:
         """This step's pixels, cut from a block of BLOCK steps that is drawn at once: drawing costs hardly more for all
         of them. The block comes from a generator of its first step, so that a resumed run draws the same."""
         block, place = divmod(step, self.BLOCK)
@@ -263,7 +273,12 @@ class Nerfacto(ProposalMethod):
         return meeting(replace(rays, near=near, far=far), fixed)
 
     def trace(
-        self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
+        self,
+        rays: Rays,
+        code: Tensor | None,
+        rng: Generator | None,
+        anneal: float | Tensor = 1.0,
+        proposals_learn: bool = False,
     ) -> TracedNormals:
         cut, count = self.cut(rays, rng, anneal, proposals_learn), len(rays)
         weights, edges, kept = cut.weights, cut.edges, self.kept(cut, rng)

@@ -29,7 +29,7 @@ from ..ops.backend import TRITON_DEVICES
 from ..ops.march import Varying, cell_of, varying
 from ..optim import Adam, Group, constant, exponential_after
 from ..rays import Box
-from .base import Drawn, Image, Method, asked, check_ranges, earlier, picture, ray_chunks
+from .base import Drawn, Image, Method, asked, check_ranges, earlier, picture, ray_chunks, seed_of
 
 if TYPE_CHECKING:
     from ..scene import Scene, SceneInfo
@@ -416,11 +416,6 @@ class NGP(Method):
         """As usual; what was drawn belongs to the old state."""
         self.forget_drawn()
         return super().load_state_dict(state_dict, strict, assign)
-
-
-def seed_of(rng: Generator) -> int:
-    """A seed for the kernels; not 0, which stands for none."""
-    return int(torch.randint(1, 2**62, (1,), generator=rng))
 
 
 def _pieces(row: Tensor) -> tuple[Tensor, ...]:

@@ -27,7 +27,8 @@ from ..optim import Adam, Group, Schedule
 from ..proposal import Spacing, above, annealing, resample, weights_from_density
 from ..rays import Box, Rays, per_meeting
 from ..refine import MANIFOLDS, AppearanceCodes, PoseRefinement
-from .base import Method, check_choices, check_pairs, check_ranges
+from .base import check_choices, check_pairs, check_ranges
+from .pixel_method import Phase, PixelMethod
 
 if TYPE_CHECKING:
     from ..scene import Pixels
@@ -187,7 +188,7 @@ class Looked:
     """Factor on means over these rays: 1; or where sizes are fixed and H is R, that of `rays.per_meeting`."""
 
 
-class ProposalMethod(Method):
+class ProposalMethod(PixelMethod):
     """A method with a `field`, the proposals `first` and `second`, a `spacing`, and what `refine_views` makes."""
 
     HALF = True
@@ -231,28 +232,40 @@ class ProposalMethod(Method):
 
     # -- what a step looks at ------------------------------------------------------------------------------------------
 
-    def look(self, pixels: Pixels, step: int, rng: Generator, annealed: int) -> Looked:
+    @property
+    def annealed(self) -> int:
+        """Steps in which proposals are believed more and more (mip-NeRF 360, equation 18), and learn at every step."""
+        raise TypeError(f"{type(self).__name__} must define annealed")
+
+    def phase(self, step: int) -> Phase:
+        """Whether the proposals learn, whether poses move, and whether proposals are believed by now."""
+        c, annealed = self.config, self.annealed
+        learning, moving = step < annealed or step % c.proposal_every == 0, step >= c.pose_delay
+        return Phase((learning, moving, step >= annealed), annealing(min(step / annealed, 1.0)))
+
+    def look(self, pixels: Pixels, phase: Phase, rng: Generator) -> Looked:
         """A step's pixels and what is seen there, over random backgrounds, which make transparency costly wherever the
-        truth is opaque. Proposals are believed more and more, and learn in every step, for the first `annealed`."""
-        c, rays = self.config, pixels.rays
+        truth is opaque."""
+        rays = pixels.rays
+        learning, moving, believed, *_ = phase.kind
         if self.poses is not None:
-            with torch.set_grad_enabled(step >= c.pose_delay):
+            with torch.set_grad_enabled(moving):
                 rays = self.poses.rays(rays)
-        background = devices.sent(torch.rand(len(rays), 3, generator=rng), self.device)
+        drawn = torch.rand(len(rays), 3, generator=rng, device=rng.device)
+        background = devices.sent(drawn, self.device)
         target = torch.lerp(background, pixels.rgb, pixels.alpha[:, None]) if self.info.has_alpha else pixels.rgb
         hit, bounded = self.bound(rays, fixed=self.fixed_sizes)
         code = None if self.codes is None else self.codes.of(bounded.view)
-        learning = step < annealed or step % c.proposal_every == 0
-        anneal = annealing(min(step / annealed, 1.0))
+        anneal = 1.0 if believed else phase.anneal
         seen = self.trace(bounded, code, rng, anneal=anneal, proposals_learn=learning)
         shown = background.index_add(0, hit, seen.rgb - seen.alpha[:, None] * background[hit])
         factor = per_meeting(bounded) if self.fixed_sizes else 1.0
         return Looked(target, shown, hit, bounded, seen, learning, factor)
 
-    def pose_terms(self, step: int) -> dict[str, Tensor]:
+    def pose_terms(self, phase: Phase) -> dict[str, Tensor]:
         """The loss that holds poses near where they were given, once they move."""
-        c = self.config
-        if self.poses is None or step < c.pose_delay or c.pose_penalty == 0:
+        c, moving = self.config, phase.kind[1]
+        if self.poses is None or not moving or c.pose_penalty == 0:
             return {}
         return {"poses": self.poses.penalty(c.pose_penalty, 0.1 * c.pose_penalty)}
 
@@ -274,12 +287,17 @@ class ProposalMethod(Method):
         raise TypeError(f"{type(self).__name__} must define places()")
 
     def trace(
-        self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
+        self,
+        rays: Rays,
+        code: Tensor | None,
+        rng: Generator | None,
+        anneal: float | Tensor = 1.0,
+        proposals_learn: bool = False,
     ) -> Traced:
         """What bounded rays [R] see with their appearance codes [R, A]. With a generator: jittered, for training."""
         raise TypeError(f"{type(self).__name__} must define trace()")
 
-    def cut(self, rays: Rays, rng: Generator | None, anneal: float, proposals_learn: bool) -> Cut:
+    def cut(self, rays: Rays, rng: Generator | None, anneal: float | Tensor, proposals_learn: bool) -> Cut:
         """Place the intervals of bounded rays [R], and ask the field for their density."""
         edges_s = torch.arange(2, dtype=rays.near.dtype, device=rays.near.device).expand(len(rays), 2)
         weights = torch.ones_like(edges_s[:, 1:])
@@ -301,7 +319,7 @@ class ProposalMethod(Method):
         return Cut(levels, edges, places, geometry)
 
     def _intervals(
-        self, rays: Rays, edges_s: Tensor, weights: Tensor, n: int, rng: Generator | None, anneal: float
+        self, rays: Rays, edges_s: Tensor, weights: Tensor, n: int, rng: Generator | None, anneal: float | Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """New edges in s and in distance, [R, n + 1], and what fields are asked about the intervals between them."""
         edges_s = resample(edges_s, weights.detach() + self.config.padding, n, rng, anneal=anneal)

@@ -47,10 +47,11 @@ from ..proposal import Spacing, median_distance, power
 from ..rays import Box, Rays, meeting
 from ..spaces import BOX, Bounded, Unbounded
 from .base import Image, asked, check_choices, check_pairs, check_ranges, picture
+from .pixel_method import Phase
 from .proposal_method import ProposalConfig, ProposalMethod, Traced
 
 if TYPE_CHECKING:
-    from ..scene import Scene, SceneInfo
+    from ..scene import Pixels, SceneInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class ZipNeRFConfig(ProposalConfig):
 
 # ---------------------------------------------------------------------------------------------------- points in a cone
 
-TURNS = (0, 2, 4, 3, 5, 1)
+TURNS = torch.tensor([[0, 2, 4, 3, 5, 1], [1, 5, 3, 4, 2, 0]])
 """The places of six points around the ray, in sixths of a turn, in the order of their distances. In this order, or its
 mirror image, neither place is correlated with the distance (equation 2)."""
 
@@ -140,7 +141,7 @@ def hexagon(rays: Rays, edges: Tensor, rng: Generator | None) -> tuple[Tensor, T
     else:
         drawn = devices.sent(torch.rand(2, *middle.shape, generator=rng, device=rng.device), edges.device)
         mirrored, turn = (drawn[0] < 0.5).long(), 2.0 * math.pi * drawn[1]
-    places = devices.sent((math.pi / 3.0) * torch.tensor([TURNS, TURNS[::-1]], dtype=edges.dtype), edges.device)
+    places = (math.pi / 3.0) * devices.constant(TURNS, edges.device).to(edges.dtype)
     angle = places[mirrored] + turn[..., None]
     distance = (rays.radius[:, None, None] * t * math.sqrt(0.5)).detach()
     right, up = (axis[:, None, None] for axis in across(rays.direction))
@@ -318,10 +319,14 @@ class ZipNeRF(ProposalMethod):
         networks += [layer for p in self.proposals for layer in p.network]
         return self.grouped(tables, networks, warm_up(exponential_after(c.plateau, c.final_lr), c.warm_up))
 
-    def loss(self, scene: Scene, step: int, rng: Generator) -> dict[str, Tensor]:
+    @property
+    def annealed(self) -> int:
+        return int(self.config.annealed)
+
+    def terms(self, pixels: Pixels, phase: Phase, rng: Generator) -> dict[str, Tensor]:
         """Error of the colours; and what keeps proposals, weights, grids and poses in order."""
         c = self.config
-        looked = self.look(scene.pixels(c.rays, rng).to(self.device), step, rng, c.annealed)
+        looked = self.look(pixels, phase, rng)
         seen, factor = looked.seen, looked.per_meeting
         *proposals, (edges, weights) = seen.levels
         grids = [self.field.cones]
@@ -338,7 +343,7 @@ class ZipNeRF(ProposalMethod):
             grids += [proposal.cones for proposal in self.proposals]
         if c.decay > 0:
             terms["decay"] = c.decay * torch.cat([grid.squares() for grid in grids]).sum()
-        terms |= self.pose_terms(step)
+        terms |= self.pose_terms(phase)
         self.stats = self.counts(looked, mse(looked.shown.detach(), looked.target))
         return terms
 
@@ -360,7 +365,12 @@ class ZipNeRF(ProposalMethod):
         return meeting(replace(bounded, near=bounded.near.detach(), far=bounded.far.detach()), fixed)
 
     def trace(
-        self, rays: Rays, code: Tensor | None, rng: Generator | None, anneal: float = 1.0, proposals_learn: bool = False
+        self,
+        rays: Rays,
+        code: Tensor | None,
+        rng: Generator | None,
+        anneal: float | Tensor = 1.0,
+        proposals_learn: bool = False,
     ) -> Traced:
         cut = self.cut(rays, rng, anneal, proposals_learn)
         kept = self.kept(cut, rng)

@@ -31,9 +31,10 @@ def adam_(
 
     Without momentum, where betas[0] is 0, there is no first moment and `first` is None. `step` counts from 1.
     `touched` (uint8, one byte for every 16 values, as `train_rays` fills it) names the lines that can hold a gradient;
-    others are not even read, and its bytes are cleared. It requires `sparse`. `rates`, for kernels of a GPU alone, are
-    those of `corrected` on the device, of the values' type: read there instead of `step` and `lr`, so that a recorded
-    launch finds those of its step.
+    others are not even read, and its bytes are cleared. It requires `sparse`.
+
+    `rates`, which native kernels do not take, are those of `corrected` on the device, of the values' type: read there
+    instead of `step` and `lr`, so that a recorded launch finds those of its step.
     """
     if step < 1:
         raise ValueError(f"step: expected at least 1, got {step}")
@@ -51,10 +52,11 @@ def adam_(
             )
     marks = () if touched is None else (touched,)
     way = route("adam", value, gradient, *moments.values(), *marks)
-    if rates is not None and (way != "triton" or rates.shape != (2,) or rates.dtype != value.dtype):
+    if rates is not None and (way == "native" or rates.shape != (2,) or rates.dtype != value.dtype):
         raise ValueError(f"rates: expected None, or {value.dtype} [2] on a GPU, got {rates.dtype} {tuple(rates.shape)}")
     if way == "reference":
-        adam_reference_(value, gradient, first, second, step, lr, betas, eps, weight_decay, sparse)
+        numbers = corrected(step, lr, betas) if rates is None else (rates[0], rates[1])
+        adam_reference_(value, gradient, first, second, numbers, betas, eps, weight_decay, sparse)
         if touched is not None:
             touched.zero_()
         return
@@ -100,19 +102,18 @@ def adam_reference_(
     gradient: Tensor,
     first: Tensor | None,
     second: Tensor,
-    step: int,
-    lr: float,
+    rates: tuple[float, float] | tuple[Tensor, Tensor],
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     sparse: bool,
 ) -> None:
-    """`adam_` in plain PyTorch."""
+    """`adam_` in plain PyTorch; rates as from `corrected`."""
     live = gradient != 0 if sparse else torch.ones_like(gradient, dtype=torch.bool)
     full = gradient + weight_decay * value
     m = full if first is None else torch.where(live, first + (1 - betas[0]) * (full - first), first)
     v = torch.where(live, second + (1 - betas[1]) * (full * full - second), second)
-    rate, root = corrected(step, lr, betas)
+    rate, root = rates
     change = rate * m / ((v * root).sqrt() + eps)
     value.copy_(torch.where(live, value - change, value))
     if first is not None:
