@@ -81,14 +81,12 @@ class Recorder:
         """A step with these inputs, when that share of the training is done: its loss, and the terms of it. The tensors
         hold another step's as soon as that is taken. `method.stats` is filled."""
         self._optim.advance(fraction)
-        if self._places != (places := self._where()):
+        if self._places != (places := self._where()):  # As after a step that has made gradients for the first time.
             self.forget()
             self._places = places
         if drawn.kind not in self._met or self.refused is not None:
-            loss, losses = self._launch(drawn)
             self._met.add(drawn.kind)
-            self._places = self._where()  # The first step has made gradients.
-            return loss, losses
+            return self._launch(drawn)
         recording = self._recordings.get(drawn.kind)
         if recording is None:
             try:

@@ -63,7 +63,7 @@ class PixelMethod(Method):
     @property
     def chance(self) -> Generator:
         """The generator on the device."""
-        if self._chance is None:
+        if self._chance is None or self._chance.device != self.device:
             self._chance = torch.Generator(self.device)
         return self._chance
 
