@@ -48,8 +48,9 @@ class Guard:
         good = self._loss.isfinite()
         if self.scale is not None and gradients:
             good = good & torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        bad = ~good
         for gradient in gradients:
-            gradient.masked_fill_(~good, 0.0)
+            gradient.masked_fill_(bad, 0.0)
             if self.scale is not None:
                 gradient.div_(self.scale)
         if self.scale is not None:
