@@ -164,15 +164,18 @@ def test_the_same_pixels_are_drawn_there() -> None:
         torch.testing.assert_close(drawn.rays.direction.cpu(), expected.rays.direction)
 
 
-def test_a_loss_that_is_not_finite_harms_no_weight(tmp_path: Path, ball: PaintedBall) -> None:
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "kernel by kernel"])
+def test_a_loss_that_is_not_finite_harms_no_weight(record: bool, tmp_path: Path, ball: PaintedBall) -> None:
     class Broken(NGP):
-        def loss(self, scene, step, rng):
-            terms = super().loss(scene, step, rng)
-            return {name: term * (float("nan") if step == 20 else 1.0) for name, term in terms.items()}
+        def drawn(self, scene, step, rng):
+            found = super().drawn(scene, step, rng)
+            if step == 20:
+                found.tensors[0].fill_(float("nan"))
+            return found
 
-    config = RunConfig("/captures/ball", "ngp", SMALL, SceneConfig(), TrainConfig(steps=60, eval_every=0))
-    run = Run.create(tmp_path / "run", config, ball.info)
-    train(run, ball, placed(Broken(SMALL, ball.info), "auto", GPU), config.train, progress=False)  # type: ignore[arg-type]
+    habits = TrainConfig(steps=60, eval_every=0, record=record)
+    run = Run.create(tmp_path / "run", RunConfig("/captures/ball", "ngp", SMALL, SceneConfig(), habits), ball.info)
+    train(run, ball, placed(Broken(SMALL, ball.info), "auto", GPU), habits, progress=False)  # type: ignore[arg-type]
     found = run.checkpoint()
     assert found is not None and found.step == 60
     assert all(bool(t.isfinite().all()) for t in found.tensors.values())
