@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +21,16 @@ from painted_ball import PaintedBall
 from tape import Tape
 from torch import Tensor, nn
 
-from lightfold import devices, ops
+from lightfold import devices, ops, trainer
+from lightfold.config import RunConfig, TrainConfig
 from lightfold.guard import Guard
 from lightfold.methods.base import Drawn, Method, Recordable, step_generator
 from lightfold.methods.ngp import NGP, NGPConfig
 from lightfold.optim import Adam, Group, exponential_after
 from lightfold.proposal import Spacing
 from lightfold.recording import Recorder, total
+from lightfold.run import Run
+from lightfold.scene import SceneConfig
 
 TINY = replace(
     SMALL, batch=128, samples=2, log2_rows=8, levels=2, width=8, geometry=8, grid_bounded=16, step_bounded=0.3,
@@ -252,3 +256,51 @@ def test_steps_of_methods_that_look_at_pixels(
     (losses, params), (others, ours) = found
     assert losses == others and len(set(losses)) == len(losses)
     assert all(torch.equal(a, b) for a, b in zip(params, ours, strict=True))
+
+
+@NEEDS_TRITON
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU `test_on_a_gpu` has trainings")
+def test_a_training_takes_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's own loop, checkpoint and metrics, bit for bit as where nothing can be recorded; and without a
+    recorder if that is asked for."""
+
+    class Refuses(Tape):
+        def capture_begin(self, pool: Any = None) -> None:
+            raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr(devices, "number", lambda value: value.detach())
+    monkeypatch.setattr(Spacing, "_check", lambda *_: None)
+    monkeypatch.setattr(Method, "fixed_sizes", True)
+    found, launches = {}, []
+    for name, make in {"recorded": Tape, "refused": Refuses, "not asked for": Tape}.items():
+        monkeypatch.setattr(trainer, "graphs", lambda device, make=make: make)
+        monkeypatch.setattr(Recorder, "take", counted := Counted(Recorder.take))
+        method, scene = configured("nerf", "unbounded", {})
+        habits = TrainConfig(steps=6, eval_every=0, record=name != "not asked for")
+        run = Run.create(tmp_path / name, RunConfig("/c", "nerf", method.config, SceneConfig(), habits), scene.info)
+        scene.view = scene.scene.view
+        with ops.use("reference"):
+            trainer.train(run, scene, method, habits, progress=False)
+        monkeypatch.setattr(Recorder, "take", counted.function)
+        launches.append(counted.calls)
+        saved = run.checkpoint()
+        assert saved is not None and saved.step == 6
+        found[name] = saved.tensors
+        assert run.metrics()[-1]["loss"] > 0
+    assert launches == [6, 6, 0]
+    assert all(torch.equal(t, found["refused"][name]) for name, t in found["recorded"].items())
+    assert not all(torch.equal(t, found["refused"][name]) for name, t in found["not asked for"].items())
+
+
+class Counted:
+    """A function, and how often it was called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __get__(self, instance: Any, owner: Any) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            self.calls += 1
+            return self.function(instance, *arguments)
+
+        return called
