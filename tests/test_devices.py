@@ -176,10 +176,11 @@ class TestGuard:
 def test_what_is_compiled_is_counted_and_what_is_found_is_not() -> None:
     knobs = pytest.importorskip("triton.knobs", reason="this Triton does not tell").compilation
     before, times = knobs.listener, SimpleNamespace(total=250_000)
-    with devices.Compilations() as compiled:
-        for cache_hit in (False, True, False):
+    begun: list[int] = []
+    with devices.Compilations(lambda: begun.append(1)) as compiled:
+        for cache_hit in (True, False, True, False):
             knobs.listener(src=None, metadata={}, metadata_group={}, times=times, cache_hit=cache_hit)
-    assert (compiled.kernels, compiled.seconds) == (2, 0.5) and knobs.listener is before
+    assert begun == [1] and (compiled.kernels, compiled.seconds) == (2, 0.5) and knobs.listener is before
 
 
 @pytest.mark.parametrize(

@@ -303,9 +303,11 @@ def graph_pool(device: torch.device) -> Any:
 
 
 class Compilations:
-    """Counts what Triton compiles inside `with`, and for how long: kernels that its cache has are none."""
+    """Counts what Triton compiles inside `with`, and for how long: kernels that its cache has are none. `begun` is called
+    when there is a first."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Callable[[], object] = lambda: None) -> None:
+        self._begun = begun
         self.kernels = 0
         self.seconds = 0.0
         self._listeners: Any = None
@@ -323,6 +325,8 @@ class Compilations:
 
     def _heard(self, *, times: Any, cache_hit: bool, **_: Any) -> None:
         if not cache_hit:
+            if self.kernels == 0:
+                self._begun()
             self.kernels += 1
             self.seconds += times.total / 1e6
 

@@ -189,7 +189,9 @@ def train(
         where = "there too" if scene.holds_pictures else "in the machine's memory"
         console.say(f"Training on {devices.title(device)} in {precision}, with the pictures {where}.")
     onlooker = None if watch is None else watch(method)
-    compiled = devices.Compilations()
+    compiled = devices.Compilations(
+        lambda: console.say("Kernels are compiled for this device; it takes a while, and is kept for the next time.")
+    )
     try:
         with compiled if device.type in TRITON_DEVICES else nullcontext():
             trainer.train(run, scene, method, run.config.train, console.within("training") or True, onlooker, world)
@@ -199,8 +201,7 @@ def train(
         raise Stopped(f"Stopped. Continue with:  lightfold train {run.path}{shared}") from None
     finally:
         if compiled.kernels:
-            took = f"{compiled.kernels} kernels were compiled for {devices.title(device)} in {compiled.seconds:.0f} s"
-            console.say(f"{took}; they are kept, and the next training finds them.")
+            console.say(f"{compiled.kernels} kernels were compiled, in {compiled.seconds:.0f} s.")
         for note in run.notes:
             console.remark(note)
 
