@@ -303,8 +303,10 @@ def graph_pool(device: torch.device) -> Any:
 
 
 class Compilations:
-    """Counts what Triton compiles inside `with`, and for how long: kernels that its cache has are none. `begun` is called
-    when there is a first."""
+    """Counts what Triton compiles inside `with`, and for how long: kernels that its cache has are none.
+
+    begun: called when the first is compiled.
+    """
 
     def __init__(self, begun: Callable[[], object] = lambda: None) -> None:
         self._begun = begun

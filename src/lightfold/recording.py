@@ -1,8 +1,9 @@
 """A training step that is recorded once and launched as a whole: CUDA graphs, and their like on other GPUs.
 
 A step of `ngp` starts some sixty kernels, one of `nerfacto` five hundred. To start them one by one, from Python, takes
-the host longer than a large GPU takes to compute them. So the first step of a kind is launched as usual, which compiles kernels and takes
-memory; in the second the launches are recorded, and with it and every later one the recording is launched.
+the host longer than a large GPU takes to compute them. So the first step of a kind is launched as usual, which compiles
+kernels and takes memory; in the second the launches are recorded, and with it and every later one the recording is
+launched.
 
 A recording repeats its launches with the arguments they had, and Python's part is not run again. So all that differs
 between steps of one kind has to be numbers on the device, at places that stay: inputs (`Drawn.tensors`) are copied to
