@@ -6,7 +6,8 @@ own, whose tensors have contents here. Then an operation on a tensor there and o
 of the CPU, and so does double precision, which not every GPU has. Ops must take their plain PyTorch versions
 (`ops.use("reference")`). `waits` lists every operation for which the host would have to wait for the device, with the
 line that asked for it: whatever it reads there, and whatever it sends from memory that can be paged out, as lists of
-numbers are, for PyTorch then waits until the copy is made. `pin_memory` marks memory that cannot be.
+numbers are, for PyTorch then waits until the copy is made. `pin_memory` marks memory that cannot be. `sends` lists all
+that was sent there, waited for or not.
 """
 
 from __future__ import annotations
