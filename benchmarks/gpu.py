@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -41,14 +41,26 @@ from .record import captures, find_capture, parser, recorded
 
 SECTOR = 32
 """Bytes that a GPU reads at least from an address."""
+
+
+class Case(NamedTuple):
+    """A training: its capture and how that is read, the qualities in decibels that are waited for, seconds in all, and
+    whether steps are recorded and launched as a whole."""
+
+    capture: str
+    scene: SceneConfig
+    goals: tuple[float, ...]
+    seconds: float
+    record: bool = True
+
+
 CASES = {
-    "lego, cold": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 30.0, True),
-    "lego, warm": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 90.0, True),
-    "lego, kernel by kernel": ("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0), 12.0, False),
-    "fox, warm": ("fox", SceneConfig(downscale=4, split="every:8"), (25.0, 27.0, 28.5), 60.0, True),
+    "lego, cold": Case("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 30.0),
+    "lego, warm": Case("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0, 35.5), 90.0),
+    "lego, kernel by kernel": Case("nerf_synthetic/lego", SceneConfig(), (30.0, 33.0), 12.0, record=False),
+    "fox, warm": Case("fox", SceneConfig(downscale=4, split="every:8"), (25.0, 27.0, 28.5), 60.0),
 }
-"""Capture, how it is read, qualities in decibels, the seconds to train, and whether steps are recorded and launched as
-a whole; only the first three where it is quick."""
+"""Only the first three where it is quick."""
 QUICK = 12.0
 """Seconds to train where it is quick."""
 LOOK = 0.5
@@ -303,10 +315,8 @@ def surfaces(device: torch.device, n: int) -> list[dict[str, Any]]:
     d_out, d_gradient = torch.randn_like(out), torch.randn_like(gradient)
     field = (points, table, first, last, grid, levels, BETA)
     ends, lookups = n * 4 * (3 + len(last) + 3), 8 * n * levels
-    row_bytes, between = (
-        4 * grid.features,
-        n * 4 * 4 * grid.width,
-    )  # Four times a number per feature: u, q, and changes.
+    row_bytes = 4 * grid.features
+    between = n * 4 * 4 * grid.width  # Four times a number per feature: u, q, and changes.
     what = f"{grid.width + 4}-{config.width}-{len(last)}, {grid.layout} L{levels} F{grid.features} 2^{grid.log2_rows}"
     rows: list[dict[str, Any]] = [
         {
@@ -355,27 +365,21 @@ def surfaces(device: torch.device, n: int) -> list[dict[str, Any]]:
 def trainings(device: torch.device, options: Any) -> dict[str, Any]:
     """All cases, in order; a capture that is not there is skipped and said to be."""
     results: dict[str, Any] = {}
-    for name, (capture, scene, goals, most, record) in list(CASES.items())[: 3 if options.quick else None]:
-        path = find_capture(options, capture)
+    for name, case in list(CASES.items())[: 3 if options.quick else None]:
+        path = find_capture(options, case.capture)
         if path is None:
-            print(f"{name} is skipped: there is no capture '{capture}' in {captures(options)}.")
+            print(f"{name} is skipped: there is no capture '{case.capture}' in {captures(options)}.")
             continue
         print(f"{name} ...", flush=True)
-        results[name] = train(path, scene, device, goals, QUICK if options.quick else most, record)
+        results[name] = train(path, case._replace(seconds=QUICK) if options.quick else case, device)
     return results
 
 
-def train(
-    capture: Path,
-    scene_config: SceneConfig,
-    device: torch.device,
-    goals: tuple[float, ...],
-    most: float,
-    record: bool = True,
-) -> dict[str, Any]:
+def train(capture: Path, case: Case, device: torch.device) -> dict[str, Any]:
     """Seconds until each quality is reached, and what was reached at the end."""
-    habits = TrainConfig(minutes=most / 60, eval_every=LOOK, checkpoint_every=0, device=str(device), record=record)
-    config = RunConfig(str(capture.resolve()), METHOD, lookup(METHOD)[1], scene_config, habits)
+    minutes, record = case.seconds / 60, case.record
+    habits = TrainConfig(minutes=minutes, eval_every=LOOK, checkpoint_every=0, device=str(device), record=record)
+    config = RunConfig(str(capture.resolve()), METHOD, lookup(METHOD)[1], case.scene, habits)
     with tempfile.TemporaryDirectory() as folder:
         run, scene = steps.begin(config, Path(folder) / "run")
         before = time.time() - psutil.Process().create_time()
@@ -391,7 +395,7 @@ def train(
     rates = [row for row in rows if "kept_samples_per_second" in row]
     settled = rates[len(rates) // 2 :]
     return {
-        "seconds_to_psnr": {str(goal): next((at for at, psnr in looks if psnr >= goal), None) for goal in goals},
+        "seconds_to_psnr": {str(goal): next((at for at, psnr in looks if psnr >= goal), None) for goal in case.goals},
         "looks": looks,
         "psnr": scores["mean"]["psnr"],
         "ssim": scores["mean"]["ssim"],

@@ -50,7 +50,8 @@ def test_its_training_is_that_of_the_command_line(monkeypatch: pytest.MonkeyPatc
     small = replace(lookup("ngp:big")[1], log2_rows=10, batch=2048)
     monkeypatch.setattr(gpu, "lookup", lambda name: (None, small))
     monkeypatch.setattr(gpu, "PICTURES", 1)
-    found = gpu.train(sample, SceneConfig(max_side=48), torch.device("cpu"), (5.0, 90.0), 3.0)
+    case = gpu.Case("sample", SceneConfig(max_side=48), (5.0, 90.0), 3.0)
+    found = gpu.train(sample, case, torch.device("cpu"))
     assert found["seconds_to_psnr"]["90.0"] is None
     assert found["precision"] == ("bfloat16" if bfloat16_pays(torch.device("cpu")) else "float32")
     assert found["kept_samples_per_second"] > 0 and found["pictures_per_second"] > 0 and found["psnr"] > 5

@@ -7,6 +7,7 @@ the GPU's own.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,17 @@ class TestSteps:
             recorder.forget()
             method.asked = 2
             assert torch.isfinite(recorder.take(drawn, 0.0)[0]) and recorder.refused is None
+
+
+def test_a_step_that_is_recorded_sends_nothing_and_others_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may render a picture meanwhile, on a device of its own mind."""
+    here, there, found = torch.ones(2), torch.device("meta"), []
+    with pytest.raises(RuntimeError, match="sends something from the host"), devices.recording(Tape(), None, None):
+        thread = threading.Thread(target=lambda: found.append(devices.sent(here, there)))
+        thread.start()
+        thread.join()
+        devices.sent(here, there)
+    assert len(found) == 1 and devices.sent(here, there).device == there
 
 
 @NEEDS_TRITON

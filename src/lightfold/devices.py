@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ KINDS = ("cuda", "xpu", "mps")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OutOfMemory = torch.cuda.OutOfMemoryError
 """What PyTorch raises when a device has no memory left, whatever its maker."""
-_recording = False
+_recorder: int | None = None
+"""The thread that records a step, if one does."""
 LAG = 4
 """Steps that the host may be ahead of a GPU: by then counts and losses have arrived, and reading is not waiting."""
 
@@ -153,7 +155,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on another device, without waiting for what that still computes."""
     if tensor.device == device:
         return tensor
-    if _recording:
+    if _recorder == get_ident():
         raise RuntimeError("a step that is recorded sends something from the host")
     if tensor.device.type == "cpu" and device.type in TRITON_DEVICES:
         # Only from memory that cannot be paged out does a copy happen beside everything else.
@@ -277,7 +279,7 @@ def graphs(device: torch.device) -> Callable[[], Any] | None:
 def recording(graph: Any, pool: Any, chance: torch.Generator | None) -> Iterator[None]:
     """What this thread launches inside is recorded in a graph, and not carried out. Numbers from `chance` are new ones
     each time that the graph is launched."""
-    global _recording
+    global _recorder
     if chance is not None:
         if not hasattr(graph, "register_generator_state"):
             raise RuntimeError("graphs of this PyTorch take no random numbers")
@@ -285,7 +287,7 @@ def recording(graph: Any, pool: Any, chance: torch.Generator | None) -> Iterator
     # Left to itself, PyTorch also forbids what other threads do at the same time; they may be rendering a picture.
     alone = {"capture_error_mode": "thread_local"} if isinstance(graph, torch.cuda.CUDAGraph) else {}
     graph.capture_begin(pool=pool, **alone)
-    _recording = True
+    _recorder = get_ident()
     try:
         yield
     except BaseException:
@@ -293,7 +295,7 @@ def recording(graph: Any, pool: Any, chance: torch.Generator | None) -> Iterator
             graph.capture_end()
         raise
     finally:
-        _recording = False
+        _recorder = None
     graph.capture_end()
 
 

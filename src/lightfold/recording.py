@@ -1,6 +1,6 @@
 """A training step that is recorded once and launched as a whole: CUDA graphs, and their like on other GPUs.
 
-A step of `ngp` starts some sixty kernels, one of `nerfacto` five hundred. To start them one by one, from Python, takes
+A step of `ngp` starts dozens of kernels, one of `nerfacto` hundreds. To start them one by one, from Python, may take
 the host longer than a large GPU takes to compute them. So the first step of a kind is launched as usual, which compiles
 kernels and takes memory; in the second the launches are recorded, and with it and every later one the recording is
 launched.

@@ -17,10 +17,11 @@ from torch import Generator, Tensor
 
 from .. import devices
 from ..rays import Rays
+from ..scene import Pixels
 from .base import Drawn, Method, seed_of
 
 if TYPE_CHECKING:
-    from ..scene import Pixels, Scene
+    from ..scene import Scene
 
 
 class Phase(NamedTuple):
@@ -88,7 +89,5 @@ def _flat(pixels: Pixels) -> list[Tensor]:
 
 def _pixels(flat: list[Tensor]) -> Pixels:
     """The inverse."""
-    from ..scene import Pixels
-
     count = len(fields(Rays))
     return Pixels(Rays(*flat[:count]), *flat[count:])

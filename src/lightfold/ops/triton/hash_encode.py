@@ -86,7 +86,7 @@ def _blend(x: Tensor, table: Tensor, v: Tensor, grid: HashGrid, out: Tensor, alo
     n = x.shape[0]
     if n == 0:
         return
-    scale, numbers = _levels(grid, x.device, x.dtype)
+    scale, numbers = level_numbers(grid, x.device, x.dtype)
     _blend_kernel[(blocks(n, BLOCK), grid.levels)](
         x, table, v, out, scale, numbers, count, n, grid.levels,
         F=grid.features, LINE=grid.layout == "line", ALONG=along, BLOCK=BLOCK, num_warps=4,
@@ -106,7 +106,7 @@ def _scatter(
     n = x.shape[0]
     if n == 0:
         return
-    scale, numbers = _levels(grid, x.device, x.dtype)
+    scale, numbers = level_numbers(grid, x.device, x.dtype)
     coarse = sum(size <= COARSE_ROWS for size in grid.modulus) if n >= CROWD else 0
 
     def launch(into: Tensor, first: int, levels: int, copies: int) -> None:
@@ -128,7 +128,7 @@ def _slope(x: Tensor, table: Tensor, d_out: Tensor, v: Tensor, grid: HashGrid, d
     n = x.shape[0]
     if n == 0:
         return
-    scale, numbers = _levels(grid, x.device, x.dtype)
+    scale, numbers = level_numbers(grid, x.device, x.dtype)
     _slope_kernel[(blocks(n, BLOCK),)](
         x, table, d_out, v, d_x, scale, numbers, n, grid.levels,
         F=grid.features, LINE=grid.layout == "line", ALONG=along, BLOCK=BLOCK, num_warps=4,
@@ -136,7 +136,7 @@ def _slope(x: Tensor, table: Tensor, d_out: Tensor, v: Tensor, grid: HashGrid, d
 
 
 @lru_cache(maxsize=64)
-def _levels(grid: HashGrid, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def level_numbers(grid: HashGrid, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Per level, on the device: scale [L], and [L, 5] factor of y, factor of z, rows, first row, whether dense."""
     spare = 1 if grid.layout == "line" else 0
     numbers = []
@@ -174,8 +174,8 @@ def _cell(x, point, live, AXIS: tl.constexpr, scale):
 
 
 @triton.jit
-def _level(scales, numbers, level):
-    """Scale of a level, and what `_row` wants of it."""
+def level_shape(scales, numbers, level):
+    """Scale of a level, and what `corner_row` wants of it."""
     numbers += level * 5
     y_factor, z_factor = tl.load(numbers).to(tl.uint32), tl.load(numbers + 1).to(tl.uint32)
     rows, first, dense = tl.load(numbers + 2).to(tl.uint32), tl.load(numbers + 3), tl.load(numbers + 4) != 0
@@ -183,7 +183,7 @@ def _level(scales, numbers, level):
 
 
 @triton.jit
-def _row(cx, cy, cz, level, K: tl.constexpr, LINE: tl.constexpr):
+def corner_row(cx, cy, cz, level, K: tl.constexpr, LINE: tl.constexpr):
     """Table row of corner K, as `corner_rows` has it, in unsigned 32-bit arithmetic that wraps around."""
     y_factor, z_factor, rows, first, dense = level
     y = (cy + ((K >> 1) & 1)) * y_factor
@@ -200,7 +200,7 @@ def _row(cx, cy, cz, level, K: tl.constexpr, LINE: tl.constexpr):
 
 
 @triton.jit
-def _share(f, BIT: tl.constexpr):
+def corner_share(f, BIT: tl.constexpr):
     """A corner's weight along one axis."""
     if BIT:
         return f
@@ -209,7 +209,7 @@ def _share(f, BIT: tl.constexpr):
 
 
 @triton.jit
-def _sign(scale, BIT: tl.constexpr):
+def corner_sign(scale, BIT: tl.constexpr):
     """Slope of that weight."""
     if BIT:
         return scale
@@ -218,11 +218,11 @@ def _sign(scale, BIT: tl.constexpr):
 
 
 @triton.jit
-def _weight(fx, fy, fz, vx, vy, vz, scale, K: tl.constexpr, ALONG: tl.constexpr):
+def corner_weight(fx, fy, fz, vx, vy, vz, scale, K: tl.constexpr, ALONG: tl.constexpr):
     """Weight of corner K, or its slope along v."""
-    wx, wy, wz = _share(fx, K & 1), _share(fy, (K >> 1) & 1), _share(fz, K >> 2)
+    wx, wy, wz = corner_share(fx, K & 1), corner_share(fy, (K >> 1) & 1), corner_share(fz, K >> 2)
     if ALONG:
-        sx, sy, sz = _sign(scale, K & 1), _sign(scale, (K >> 1) & 1), _sign(scale, K >> 2)
+        sx, sy, sz = corner_sign(scale, K & 1), corner_sign(scale, (K >> 1) & 1), corner_sign(scale, K >> 2)
         return vx * sx * wy * wz + vy * sy * wx * wz + vz * sz * wx * wy
     else:
         return wx * wy * wz
@@ -249,7 +249,7 @@ def _blend_kernel(
     if not any_live:
         return
     level = tl.program_id(1)
-    scale, shape = _level(scales, numbers, level)
+    scale, shape = level_shape(scales, numbers, level)
     cx, fx = _cell(x, point, live, 0, scale)
     cy, fy = _cell(x, point, live, 1, scale)
     cz, fz = _cell(x, point, live, 2, scale)
@@ -257,9 +257,9 @@ def _blend_kernel(
     feature = tl.arange(0, F)[None, :]
     total = tl.zeros([BLOCK, F], fx.dtype)
     for k in tl.static_range(8):
-        row = _row(cx, cy, cz, shape, k, LINE)
+        row = corner_row(cx, cy, cz, shape, k, LINE)
         value = tl.load(table + row * F + feature, mask=live, other=0.0).to(fx.dtype)
-        total += _weight(fx, fy, fz, vx, vy, vz, scale, k, ALONG) * value
+        total += corner_weight(fx, fy, fz, vx, vy, vz, scale, k, ALONG) * value
     tl.store(out + point * (levels * F) + level * F + feature, total, mask=live)
 
 
@@ -272,7 +272,7 @@ def _scatter_kernel(
     if not any_live:
         return
     level = first + tl.program_id(1)
-    scale, shape = _level(scales, numbers, level)
+    scale, shape = level_shape(scales, numbers, level)
     cx, fx = _cell(x, point, live, 0, scale)
     cy, fy = _cell(x, point, live, 1, scale)
     cz, fz = _cell(x, point, live, 2, scale)
@@ -284,8 +284,8 @@ def _scatter_kernel(
     if COPIES > 1:
         into += (tl.program_id(0) % COPIES).to(tl.int64) * size
     for k in tl.static_range(8):
-        row = _row(cx, cy, cz, shape, k, LINE)
-        change = _weight(fx, fy, fz, vx, vy, vz, scale, k, ALONG) * gradient
+        row = corner_row(cx, cy, cz, shape, k, LINE)
+        change = corner_weight(fx, fy, fz, vx, vy, vz, scale, k, ALONG) * gradient
         tl.atomic_add(into + row * F + feature, change, mask=live, sem="relaxed")
 
 
@@ -300,18 +300,18 @@ def _slope_kernel(
     along_y = tl.zeros([BLOCK, 1], x.dtype.element_ty)
     along_z = tl.zeros([BLOCK, 1], x.dtype.element_ty)
     for level in range(levels):
-        scale, shape = _level(scales, numbers, level)
+        scale, shape = level_shape(scales, numbers, level)
         cx, fx = _cell(x, point, live, 0, scale)
         cy, fy = _cell(x, point, live, 1, scale)
         cz, fz = _cell(x, point, live, 2, scale)
         vx, vy, vz = _direction(v, point, live, fx, ALONG)
         gradient = tl.load(d_out + point * (levels * F) + level * F + feature, mask=live, other=0.0)
         for k in tl.static_range(8):
-            row = _row(cx, cy, cz, shape, k, LINE)
+            row = corner_row(cx, cy, cz, shape, k, LINE)
             value = tl.load(table + row * F + feature, mask=live, other=0.0).to(fx.dtype)
             product = tl.sum(value * gradient, axis=1, keep_dims=True)
-            wx, wy, wz = _share(fx, k & 1), _share(fy, (k >> 1) & 1), _share(fz, k >> 2)
-            sx, sy, sz = _sign(scale, k & 1), _sign(scale, (k >> 1) & 1), _sign(scale, k >> 2)
+            wx, wy, wz = corner_share(fx, k & 1), corner_share(fy, (k >> 1) & 1), corner_share(fz, k >> 2)
+            sx, sy, sz = corner_sign(scale, k & 1), corner_sign(scale, (k >> 1) & 1), corner_sign(scale, k >> 2)
             if ALONG:  # A weight is linear along each axis, so only mixed second derivatives are there.
                 along_x += product * sx * (vy * sy * wz + vz * sz * wy)
                 along_y += product * sy * (vx * sx * wz + vz * sz * wx)

@@ -41,7 +41,7 @@ OPERANDS = {
 
 def fits(widths: Sequence[int]) -> bool:
     """Whether a network with these widths, input to output, is small enough to be fused."""
-    pads = _pads(widths)
+    pads = padded(widths)
     weights = sum(i * o for i, o in zip(pads, pads[1:], strict=False))
     return max(widths) <= WIDEST and weights <= MOST_WEIGHTS
 
@@ -54,12 +54,12 @@ def forward(
     if n == 0:
         return
     widths = (x.shape[1], *(w.shape[0] for w in weights))
-    wide = max(_pads(widths)) > 64
+    wide = max(padded(widths)) > 64
     block = 64 if wide or x.dtype == torch.float64 else 128
     _forward_kernel[(blocks(n, block),)](
         x, tuple(weights), out, count, n,
-        WIDTHS=widths, PADS=_pads(widths), LAYERS=len(weights), **_operands(half or x.dtype),
-        PRECISION=_precision(x), BLOCK=block, num_warps=8 if wide else 4,
+        WIDTHS=widths, PADS=padded(widths), LAYERS=len(weights), **_operands(half or x.dtype),
+        PRECISION=product_precision(x), BLOCK=block, num_warps=8 if wide else 4,
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def backward(
     if n == 0:
         return [torch.zeros_like(w) for w in weights]
     widths = (x.shape[1], *(w.shape[0] for w in weights))
-    pads = _pads(widths)
+    pads = padded(widths)
     sizes = [i * o for i, o in zip(pads, pads[1:], strict=False)]
     block, total = 64, sum(sizes)
     programs = min(blocks(n, block), PROGRAMS)
@@ -84,7 +84,7 @@ def backward(
     _backward_kernel[(programs,)](
         x, tuple(weights), d_out, d_x, partial, count, n, programs,
         WIDTHS=widths, PADS=pads, LAYERS=len(weights), **_operands(half or x.dtype),
-        PRECISION=_precision(x), BLOCK=block, num_warps=16 if total > 1 << 14 else 8 if total > 1 << 12 else 4,
+        PRECISION=product_precision(x), BLOCK=block, num_warps=16 if total > 1 << 14 else 8 if total > 1 << 12 else 4,
         num_stages=1,  # Prefetching weights, which the loop reads again and again, would only fill shared memory.
     )  # fmt: skip
     parts = partial.sum(dim=0).split(sizes)
@@ -94,7 +94,7 @@ def backward(
     ]
 
 
-def _pads(widths: Sequence[int]) -> tuple[int, ...]:
+def padded(widths: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(16, triton.next_power_of_2(w)) for w in widths)
 
 
@@ -105,7 +105,7 @@ def _operands(dtype: torch.dtype) -> dict[str, object]:
     return {"OPERAND": rounded, "FACTOR": tl.float32 if dtype == torch.bfloat16 and interpreted() else rounded}
 
 
-def _precision(x: Tensor) -> str:
+def product_precision(x: Tensor) -> str:
     if x.dtype == torch.float64:
         return "ieee"
     if torch.get_float32_matmul_precision() != "highest":
@@ -124,7 +124,7 @@ def _rows(matrix, row, live, WIDTH: tl.constexpr, PAD: tl.constexpr):
 
 @triton.jit
 def _zeros(OUT: tl.constexpr, IN: tl.constexpr, dtype: tl.constexpr):
-    # Triton before 3.7 takes no element of a tuple for a shape, save through a function's argument.
+    # Triton 3.6 takes no element of a tuple for a shape, save through a function's argument.
     return tl.zeros([OUT, IN], dtype)
 
 

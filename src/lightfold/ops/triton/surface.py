@@ -36,7 +36,18 @@ from torch import Tensor
 
 from ..backend import empty
 from . import blocks, halves, mlp
-from .hash_encode import BLOCK, COARSE_ROWS, COPIES, CROWD, _level, _levels, _row, _share, _sign, _weight
+from .hash_encode import (
+    BLOCK,
+    COARSE_ROWS,
+    COPIES,
+    CROWD,
+    corner_row,
+    corner_share,
+    corner_sign,
+    corner_weight,
+    level_numbers,
+    level_shape,
+)
 from .mlp import PROGRAMS
 
 if TYPE_CHECKING:
@@ -70,7 +81,7 @@ def forward(
         return
     block = VALUE_TILE if gradient is None else FORWARD_TILE
     _surface_kernel[(blocks(n, block),)](
-        points, table, first, last, out, gradient, *_levels(grid, points.device, points.dtype), n, levels,
+        points, table, first, last, out, gradient, *level_numbers(grid, points.device, points.dtype), n, levels,
         *halves(beta), F=grid.features, LINE=grid.layout == "line", **constants(first, last, PIECE), BLOCK=block,
         num_warps=4, num_stages=1,
     )  # fmt: skip
@@ -84,7 +95,7 @@ def backward(
     n = points.shape[0]
     if n == 0:
         return torch.zeros_like(table), torch.zeros_like(first), torch.zeros_like(last)
-    shape, network = _levels(grid, points.device, points.dtype), constants(first, last, BACKWARD_PIECE)
+    shape, network = level_numbers(grid, points.device, points.dtype), constants(first, last, BACKWARD_PIECE)
     layout: dict[str, Any] = {"F": grid.features, "LINE": grid.layout == "line", "COLUMNS": network["COLUMNS"]}
     everywhere = (blocks(n, BLOCK), levels)
     moved = empty((n, 2, layout["COLUMNS"]), points)
@@ -113,10 +124,10 @@ def backward(
 
 def constants(first: Tensor, last: Tensor, piece: int) -> dict[str, Any]:
     """What kernels are compiled for: COLUMNS, UNITS and OUT are the features, hidden units and outputs, padded."""
-    features, hidden, outputs = mlp._pads((first.shape[1] - 4, first.shape[0], last.shape[0]))
+    features, hidden, outputs = mlp.padded((first.shape[1] - 4, first.shape[0], last.shape[0]))
     return {
         "HIDDEN": first.shape[0], "OUTPUTS": last.shape[0], "COLUMNS": max(features, LEAST_COLUMNS), "UNITS": hidden,
-        "OUT": outputs, "PIECE": min(hidden, piece), "PRECISION": mlp._precision(first),
+        "OUT": outputs, "PIECE": min(hidden, piece), "PRECISION": mlp.product_precision(first),
     }  # fmt: skip
 
 
@@ -128,11 +139,8 @@ def to_hidden(
     u, at, first, levels, unit, HIDDEN: tl.constexpr, F: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """Some rows of A u, of which the coordinates and their 1 are `at` [BLOCK, 16]."""
-    column, axis, row = (
-        tl.arange(0, COLUMNS)[:, None],
-        tl.arange(0, 16)[:, None],
-        first + unit[None, :] * (4 + levels * F),
-    )
+    column, axis = tl.arange(0, COLUMNS)[:, None], tl.arange(0, 16)[:, None]
+    row = first + unit[None, :] * (4 + levels * F)
     there = (unit < HIDDEN)[None, :]
     weight = tl.load(row + 4 + column, mask=there & (column < levels * F), other=0.0)
     sums = tl.dot(u, weight, input_precision=PRECISION)
@@ -190,10 +198,10 @@ def _moves(x):
 
 @triton.jit
 def in_cells(x, y, z, scales, numbers, levels, LEVELS: tl.constexpr):
-    """For points [BLOCK, 1] and levels the cell, the place in it, and what `_row` wants of a level: [BLOCK, LEVELS, 1];
-    which levels count."""
+    """For points [BLOCK, 1] and levels the cell, the place in it, and what `corner_row` wants of a level, all [BLOCK,
+    LEVELS, 1]; which levels count."""
     level = tl.arange(0, LEVELS)[None, :, None]
-    scale, shape = _level(scales, numbers, tl.minimum(level, levels - 1))
+    scale, shape = level_shape(scales, numbers, tl.minimum(level, levels - 1))
     cx, fx = _inside(x[:, :, None], scale)
     cy, fy = _inside(y[:, :, None], scale)
     cz, fz = _inside(z[:, :, None], scale)
@@ -204,7 +212,7 @@ def in_cells(x, y, z, scales, numbers, levels, LEVELS: tl.constexpr):
 def at_corner(cell, shape, K: tl.constexpr, LINE: tl.constexpr, F: tl.constexpr):
     """Where in a table corner K has its features [BLOCK, LEVELS, F]."""
     cx, cy, cz = cell
-    return _row(cx, cy, cz, shape, K, LINE) * F + tl.arange(0, F)[None, None, :]
+    return corner_row(cx, cy, cz, shape, K, LINE) * F + tl.arange(0, F)[None, None, :]
 
 
 @triton.jit
@@ -244,12 +252,12 @@ def _surface_kernel(
     along_x, along_y, along_z = u, u, u  # derivatives of the features
     for k in tl.static_range(8):
         corner = tl.load(table + at_corner(cell, shape, k, LINE, F), mask=live[:, :, None] & known, other=0.0)
-        wx, wy, wz = _share(fx, k & 1), _share(fy, (k >> 1) & 1), _share(fz, k >> 2)
+        wx, wy, wz = corner_share(fx, k & 1), corner_share(fy, (k >> 1) & 1), corner_share(fz, k >> 2)
         u += wx * wy * wz * corner
         if gradient is not None:
-            along_x += _sign(wy * wz, k & 1) * corner
-            along_y += _sign(wx * wz, (k >> 1) & 1) * corner
-            along_z += _sign(wx * wy, k >> 2) * corner
+            along_x += corner_sign(wy * wz, k & 1) * corner
+            along_y += corner_sign(wx * wz, (k >> 1) & 1) * corner
+            along_z += corner_sign(wx * wy, k >> 2) * corner
     u, at = tl.reshape(u, [BLOCK, COLUMNS]), in_columns(x, y, z, 1.0)
     beta = tl.cast(beta_high, x.dtype) + beta_low
     output, axis = tl.arange(0, OUT)[None, :], tl.arange(0, 16)[None, :]
@@ -279,7 +287,7 @@ def _in_level(points, d_gradient, scales, numbers, n, BLOCK: tl.constexpr):
     """This program's points and level: cells, places in them, and how these move with the loss's direction."""
     point = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     live = point < n
-    scale, shape = _level(scales, numbers, tl.program_id(1))
+    scale, shape = level_shape(scales, numbers, tl.program_id(1))
     x, y, z = load_point(points, point, live)
     cx, fx = _inside(x, scale)
     cy, fy = _inside(y, scale)
@@ -296,8 +304,8 @@ def _corner(cell, place, shape, K: tl.constexpr, LINE: tl.constexpr):
     """Row, weight and slope of the weight of corner K."""
     cx, cy, cz = cell
     fx, fy, fz, vx, vy, vz, scale = place
-    weight = _weight(fx, fy, fz, vx, vy, vz, scale, K, False)
-    return _row(cx, cy, cz, shape, K, LINE), weight, _weight(fx, fy, fz, vx, vy, vz, scale, K, True)
+    weight = corner_weight(fx, fy, fz, vx, vy, vz, scale, K, False)
+    return corner_row(cx, cy, cz, shape, K, LINE), weight, corner_weight(fx, fy, fz, vx, vy, vz, scale, K, True)
 
 
 @triton.jit

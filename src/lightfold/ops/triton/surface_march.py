@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..backend import empty
 from . import blocks, halves
-from .hash_encode import _levels, _share
+from .hash_encode import corner_share, level_numbers
 from .march import Walk, march
 from .surface import PIECE, at_corner, constants, in_cells, in_columns, load_point, softplus, to_hidden
 from .surface import fits as field_fits
@@ -59,7 +59,7 @@ def sample(
     del network["OUTPUTS"], network["OUT"]
     _sample_kernel[(blocks(count, RAYS),)](
         origin, direction, t0, found, table, first, last, f, start, kept, evaluated,
-        *_levels(grid, device, origin.dtype), count, most, levels,
+        *level_numbers(grid, device, origin.dtype), count, most, levels,
         *halves(beta), *halves(inv_s), *halves(step), *halves(keep),
         F=grid.features, LINE=grid.layout == "line", **network, RAYS=RAYS, STEPS=STEPS, num_warps=4, num_stages=1,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def _value(
     u = tl.zeros([BLOCK, COLUMNS // F, F], x.dtype)
     for k in tl.static_range(8):
         corner = tl.load(table + at_corner(cell, shape, k, LINE, F), mask=live[:, :, None] & known, other=0.0)
-        u += _share(fx, k & 1) * _share(fy, (k >> 1) & 1) * _share(fz, k >> 2) * corner
+        u += corner_share(fx, k & 1) * corner_share(fy, (k >> 1) & 1) * corner_share(fz, k >> 2) * corner
     u, at = tl.reshape(u, [BLOCK, COLUMNS]), in_columns(x, y, z, 1.0)
     f = tl.zeros([BLOCK], x.dtype) + tl.load(last + HIDDEN)
     for begin in range(0, UNITS, PIECE):
